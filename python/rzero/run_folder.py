@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run folder: journals that only grow, and a state that is replaced as a whole.
+
+    config.yaml  run.json  metrics.jsonl  questions.jsonl  evaluations.jsonl  evaluation_answers.jsonl
+    state/state.json, state/<role>-<number>.safetensors    models/iteration-<i>/{solver,challenger}/
+
+`state.json` is the commit point: it names the last finished unit of work, the tensor files that belong to it,
+and the length in bytes of every journal at that moment. Whatever lies behind those lengths was written by a unit
+that never finished and is cut off on resume. The state before is kept as `previous.json`, lest the last be damaged.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rzero.config import differences, fingerprint, from_dict, to_yaml
+from rzero.engine.errors import InputError
+from rzero.settings import Settings
+
+JOURNALS = ("metrics.jsonl", "questions.jsonl", "evaluations.jsonl", "evaluation_answers.jsonl")
+STATE_FORMAT = 1
+# What a full disk or quota looks like (EFBIG: a limit on the size of one file).
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class State(NamedTuple):
+    """The last finished unit: how many are finished, its name, tensors by role, and small facts."""
+
+    units: int
+    unit: str
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    facts: Mapping[str, Any]
+
+
+class RunFolder:
+    """One run on disk. Use `create` or `open`; both hold a lock until `close`."""
+
+    def __init__(self, path: Path, config: Settings) -> None:
+        self.path = path
+        self.config = config
+        self._lock: IO[str] | None = None
+        self._saved_files: dict[str, dict[str, Any]] = {}
+
+    # life
+
+    @classmethod
+    def create(cls, path: str | Path, config: Settings, facts: Mapping[str, Any]) -> "RunFolder":
+        """A new run folder with `facts` as its run.json; raises InputError when it holds a run already."""
+        folder = cls(Path(path), config)
+        if (folder.path / "config.yaml").exists():
+            raise InputError(f"{path} already holds a run; go on with --resume {path}, or name another folder")
+        with explained(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder._take_lock()
+            for name in JOURNALS:
+                (folder.path / name).touch()
+            write_atomic(folder.path / "run.json", json.dumps(dict(facts), indent=1) + "\n")
+            # Last, because it is what makes the folder a run.
+            write_atomic(folder.path / "config.yaml", to_yaml(config, texts=True))
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path, config: Settings | None = None) -> "RunFolder":
+        """An existing run, to go on with it; `config`, where given, must compute the same run.
+
+        Raises InputError when the folder holds no run, or one with other settings (it names them).
+        """
+        folder = cls(Path(path), read_config(path))
+        if config is not None and fingerprint(config) != fingerprint(folder.config):
+            changed = differences(folder.config, config).items()
+            text = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, (old, new) in changed)
+            raise InputError(f"{path} belongs to a run with other settings ({text})")
+        with explained(folder.path):
+            folder._take_lock()
+        return folder
+
+    def close(self) -> None:
+        """Let others open the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise InputError(f"{self.path} is in use by another rzero process") from None
+
+    # journals
+
+    def append(self, journal: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows at the end of a journal; they count once the next state is saved."""
+        lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        with explained(self.path / journal), (self.path / journal).open("ab") as file:
+            # A lone surrogate is legal in JSON's escapes but not in UTF-8.
+            file.write(lines.encode("utf-8", errors="backslashreplace"))
+
+    def read(self, journal: str) -> Iterator[dict[str, Any]]:
+        """The rows of a journal in order."""
+        return read_journal(self.path / journal)
+
+    # state
+
+    def save_state(self, state: State, changed: Sequence[str]) -> None:
+        """Make `state` the one to resume from; of its tensors only the roles in `changed` are written anew."""
+        folder = self.path / "state"
+        with explained(folder):
+            folder.mkdir(exist_ok=True)
+            files = {}
+            for role, tensors in state.tensors.items():
+                if role in changed or role not in self._saved_files:
+                    files[role] = _write_tensors(folder / f"{role}-{state.units:06d}.safetensors", tensors)
+                else:
+                    files[role] = self._saved_files[role]
+            offsets = {}
+            for name in JOURNALS:
+                with (self.path / name).open("ab") as journal:
+                    os.fsync(journal.fileno())
+                    offsets[name] = journal.tell()
+            record = {
+                "format": STATE_FORMAT,
+                "fingerprint": fingerprint(self.config),
+                "units": state.units,
+                "unit": state.unit,
+                "facts": dict(state.facts),
+                "files": files,
+                "journals": offsets,
+            }
+            current = folder / "state.json"
+            if current.exists():
+                write_atomic(folder / "previous.json", current.read_text())
+            write_atomic(current, json.dumps(record, indent=1) + "\n")
+            self._saved_files = files
+            self._delete_unused(folder)
+
+    def load_state(self, warn: Callable[[str], None] = print) -> State | None:
+        """The state to go on from, with the journals cut back to it; None when nothing was finished yet.
+
+        A damaged last state is explained through `warn` and the one before is used; InputError when both are.
+        """
+        folder = self.path / "state"
+        damage = []
+        for name in ("state.json", "previous.json"):
+            if not (folder / name).exists():
+                continue
+            try:
+                state = self._read_state(folder / name)
+            except _Damaged as error:
+                damage.append(str(error))
+                continue
+            for text in damage:
+                warn(f"{text}; going on from the state before it")
+            return state
+        if damage:
+            raise InputError(f"no usable state in {folder}: {'; '.join(damage)}; start the run anew")
+        for name in JOURNALS:
+            with explained(self.path / name), (self.path / name).open("wb"):
+                pass
+        return None
+
+    def _read_state(self, path: Path) -> State:
+        try:
+            record = json.loads(path.read_text())
+            files, offsets = record["files"], record["journals"]
+            unit = State(record["units"], record["unit"], {}, record["facts"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise _Damaged(f"{path} is damaged ({error})") from None
+        if record["format"] != STATE_FORMAT or record["fingerprint"] != fingerprint(self.config):
+            raise _Damaged(f"{path} was saved with other settings than config.yaml holds, or by another version")
+        tensors = {role: _read_tensors(path.parent / entry["file"], entry) for role, entry in files.items()}
+        for name, size in offsets.items():
+            journal = self.path / name
+            if not journal.exists() or journal.stat().st_size < size:
+                raise _Damaged(f"{journal} is shorter than the {size} bytes that {path} counts on")
+        for name, size in offsets.items():
+            os.truncate(self.path / name, size)
+        self._saved_files = files
+        return unit._replace(tensors=tensors)
+
+    def _delete_unused(self, folder: Path) -> None:
+        used = set()
+        for name in ("state.json", "previous.json"):
+            if (folder / name).exists():
+                used |= {entry["file"] for entry in json.loads((folder / name).read_text())["files"].values()}
+        for path in folder.iterdir():
+            if path.suffix != ".json" and path.name not in used:
+                path.unlink()
+
+    # checkpoints
+
+    def save_model(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill models/<name>; the folder appears there complete or not at all."""
+        target = self.path / "models" / name
+        partial = target.with_name(target.name + ".partial")
+        with explained(target):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write(partial)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+        return target
+
+
+class _Damaged(Exception):
+    """A saved state that cannot be used."""
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what a disk can do to us, full or not writable, into an InputError of one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            free_mib = shutil.disk_usage(_existing(path)).free >> 20
+            raise InputError(
+                f"the disk is full: {path} could not be written ({free_mib} MiB free); "
+                "nothing finished is lost, make room and go on with --resume"
+            ) from error
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise InputError(f"cannot write {path}: {error}; make room and go on with --resume") from error
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a text file so that a reader, or a crash, sees the old or the new text."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def read_config(path: str | Path) -> Settings:
+    """The settings of a run folder; raises InputError when it is none."""
+    file = Path(path) / "config.yaml"
+    if not file.exists():
+        raise InputError(f"{path} is not a run folder: it has no config.yaml")
+    try:
+        return from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from None
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line without its end (a write cut off) is left out.
+
+    Raises InputError that names the line when any other line is damaged.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number} is damaged: {error}") from None
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial)
+    digest = _sha256(partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+    return {"file": path.name, "sha256": digest}
+
+
+def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    if not path.exists():
+        raise _Damaged(f"{path} is missing")
+    if _sha256(path) != entry["sha256"]:
+        raise _Damaged(f"{path} is damaged: its SHA-256 is not the recorded one")
+    return dict(load_file(path))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
