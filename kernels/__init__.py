@@ -1,1 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The ops of rzero, one file each: contract, plain-torch reference, native call, declaration.
+
+One legend of shape suffixes (`x_TD` is [T, D]): T packed tokens, B sequences, D hidden size, F feed-forward size,
+H query heads, G key/value heads, E head size, V vocabulary, P pages, S tokens per page, M pages per sequence.
+
+    kernels = resolve(torch.device("cpu"))       # or {"default": "ref", "attention": "native"}
+    y_TD = kernels.rmsnorm(x_TD, w_D, 1e-6)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from rzero.kernels.attention import ATTENTION, Segments
+from rzero.kernels.dispatch import Choice, Impl, Op, choose, wanted_backends
+from rzero.kernels.kv_write import COPY_PAGES, KV_WRITE
+from rzero.kernels.linear import LINEAR
+from rzero.kernels.paged_attention import PAGED_ATTENTION
+from rzero.kernels.rmsnorm import ADD_RMSNORM, RMSNORM
+from rzero.kernels.rope import ROPE, Qkv
+from rzero.kernels.swiglu import SWIGLU
+
+__all__ = ["OPS", "Choice", "Impl", "Kernels", "Op", "Qkv", "Segments", "resolve"]
+
+OPS = (
+    LINEAR,
+    RMSNORM,
+    ADD_RMSNORM,
+    ROPE,
+    SWIGLU,
+    KV_WRITE,
+    COPY_PAGES,
+    PAGED_ATTENTION,
+    ATTENTION,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The chosen function of every op, and the report that says why. Each op's file holds its contract."""
+
+    report: tuple[Choice, ...]
+    linear: Callable[..., Tensor]
+    rmsnorm: Callable[[Tensor, Tensor, float], Tensor]
+    add_rmsnorm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    rope: Callable[..., Qkv]
+    swiglu: Callable[[Tensor], Tensor]
+    kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+    copy_pages: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    paged_attention: Callable[..., Tensor]
+    attention: Callable[[Tensor, Tensor, Tensor, Segments, float], Tensor]
+
+
+def resolve(device: torch.device, overrides: Mapping[str, str] = MappingProxyType({})) -> Kernels:
+    """Chooses an implementation of every op for `device`.
+
+    `overrides` maps an op's name, or "default", to a backend's name or "auto". Raises ValueError for an unknown op or
+    backend and for a backend that cannot run here.
+    """
+    wanted = wanted_backends(OPS, overrides)
+    chosen = {op.name: choose(op, device, wanted[op.name]) for op in OPS}
+    report = tuple(choice for _, choice in chosen.values())
+    return Kernels(report=report, **{name: function for name, (function, _) in chosen.items()})
