@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ops of rzero, one file each: contract, plain-torch reference, native call, declaration.
 
-One legend of shape suffixes (`x_TD` is [T, D]): T packed tokens, B sequences, D hidden size, F feed-forward size,
-H query heads, G key/value heads, E head size, V vocabulary, P pages, S tokens per page, M pages per sequence.
+One legend of shape suffixes (`x_TD` is [T, D]): T packed tokens, B sequences, D hidden size, F feed-forward
+size, H query heads, G key/value heads, E head size, V vocabulary, P pages, S tokens per page, M pages per
+sequence.
 
     kernels = resolve(torch.device("cpu"))       # or {"default": "ref", "attention": "native"}
     y_TD = kernels.rmsnorm(x_TD, w_D, 1e-6)
@@ -58,8 +59,8 @@ class Kernels:
 def resolve(device: torch.device, overrides: Mapping[str, str] = MappingProxyType({})) -> Kernels:
     """Chooses an implementation of every op for `device`.
 
-    `overrides` maps an op's name, or "default", to a backend's name or "auto". Raises ValueError for an unknown op or
-    backend and for a backend that cannot run here.
+    `overrides` maps an op's name, or "default", to a backend's name or "auto". Raises ValueError for an
+    unknown op or backend and for a backend that cannot run here.
     """
     wanted = wanted_backends(OPS, overrides)
     chosen = {op.name: choose(op, device, wanted[op.name]) for op in OPS}

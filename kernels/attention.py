@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """attention: causal grouped-query attention over packed sequences that may share a prefix, with gradients.
 
-q_THE [T, H, E], k_TGE, v_TGE [T, G, E] float32 or bfloat16, last stride 1, H a multiple of G; scale multiplies the
-scores. `segments` say which rows see which: see `Segments`. Returns o_THE. Float32 inside, one rounding at the store.
-The sum over keys runs in position order and does not depend on what else is packed: with the native backend a row has
-the bits that `paged_attention` computes for the same values. T = 0 is legal.
+q_THE [T, H, E], k_TGE, v_TGE [T, G, E] float32 or bfloat16, last stride 1, H a multiple of G; scale
+multiplies the scores. `segments` say which rows see which: see `Segments`. Returns o_THE. Float32 inside, one
+rounding at the store. The sum over keys runs in position order and does not depend on what else is packed:
+with the native backend a row has the bits that `paged_attention` computes for the same values. T = 0 is
+legal.
 """
 
 from typing import NamedTuple
@@ -18,9 +19,9 @@ from rzero.kernels.dispatch import Op, up
 class Segments(NamedTuple):
     """Which packed rows belong together: int32 CPU tensors [B].
 
-    The rows start..start+length of segment b see every row of its prefix (prefix_start..+prefix_length, rows of the same
-    packed tensors) and, causally, their own. Each packed row belongs to exactly one segment. A group's prompt is one
-    segment without a prefix; each answer is a segment whose prefix is that prompt.
+    The rows start..start+length of segment b see every row of its prefix (prefix_start..+prefix_length, rows
+    of the same packed tensors) and, causally, their own. Each packed row belongs to exactly one segment. A
+    group's prompt is one segment without a prefix; each answer is a segment whose prefix is that prompt.
     """
 
     start_B: Tensor
@@ -30,7 +31,7 @@ class Segments(NamedTuple):
 
 
 def attend_ref(q_THE: Tensor, k_NGE: Tensor, v_NGE: Tensor, scale: float) -> Tensor:
-    """One sequence: the T query rows are the last T of the N key positions; each sees the positions up to its own."""
+    """One sequence: the T query rows are the last T of the N positions; each sees the positions up to its own."""
     (T, H, _), (N, G, _) = q_THE.shape, k_NGE.shape
     k_NHE, v_NHE = (up(x).repeat_interleave(H // G, dim=1) for x in (k_NGE, v_NGE))
     score_HTN = torch.einsum("the,nhe->htn", up(q_THE), k_NHE) * scale

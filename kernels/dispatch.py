@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which implementation of an op is used: declared per op, chosen once, reported with reasons.
 
-An op is a plain-torch reference, which is its specification, and any number of faster implementations. `choose` takes
-the first implementation that this machine can run, else the reference. Nothing is decided at import or per call.
+An op is a plain-torch reference, which is its specification, and any number of faster implementations.
+`choose` takes the first implementation that this machine can run, else the reference. Nothing is decided at
+import or per call.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Impl:
-    """One implementation of an op: `why_not(device)` is None where it can run, else the reason in a few words."""
+    """One implementation of an op: `why_not(device)` is None where it can run, else the reason in a few
+    words."""
 
     backend: str
     function: Callable[..., Any]
@@ -56,7 +58,9 @@ def choose(op: Op, device: torch.device, wanted: str) -> tuple[Callable[..., Any
     Raises ValueError when `wanted` is unknown to the op or cannot run here: a forced choice never falls back.
     """
     if wanted not in (AUTO, *op.backends):
-        raise ValueError(f"kernels: {op.name} has no backend {wanted!r}, use one of {', '.join((AUTO, *op.backends))}")
+        raise ValueError(
+            f"kernels: {op.name} has no backend {wanted!r}, use one of {', '.join((AUTO, *op.backends))}"
+        )
     reasons = []
     for impl in op.impls:
         if wanted not in (AUTO, impl.backend):
@@ -71,7 +75,8 @@ def choose(op: Op, device: torch.device, wanted: str) -> tuple[Callable[..., Any
 
 
 def wanted_backends(ops: tuple[Op, ...], overrides: Mapping[str, str]) -> dict[str, str]:
-    """The backend wanted for each op. "default" applies to every op that has the backend, the others stay "auto".
+    """The backend wanted for each op. "default" applies to every op that has the backend, the others stay
+    "auto".
 
     Raises ValueError for an op that does not exist or a default that no op has.
     """

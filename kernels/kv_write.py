@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """kv_write stores new keys and values into their page slots; copy_pages copies whole pages (copy on write).
 
-k_TGE, v_TGE [T, G, E]; slot_T [T] int64: page * S + place in the page, each at most once; k_pages_PSGE, v_pages_PSGE
-[P, S, G, E] of the same type, changed in place. src, dst [N] int64 page numbers; no page is both read and written.
-Moves bits only. T = 0 and N = 0 are legal. A number outside the pages raises ValueError.
+k_TGE, v_TGE [T, G, E]; slot_T [T] int64: page * S + place in the page, each at most once; k_pages_PSGE,
+v_pages_PSGE [P, S, G, E] of the same type, changed in place. src, dst [N] int64 page numbers; no page is both
+read and written. Moves bits only. T = 0 and N = 0 are legal. A number outside the pages raises ValueError.
 """
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from rzero.kernels.dispatch import Op
 
 
-def kv_write_ref(k_TGE: Tensor, v_TGE: Tensor, slot_T: Tensor, k_pages_PSGE: Tensor, v_pages_PSGE: Tensor) -> None:
+def kv_write_ref(
+    k_TGE: Tensor, v_TGE: Tensor, slot_T: Tensor, k_pages_PSGE: Tensor, v_pages_PSGE: Tensor
+) -> None:
     P, S = k_pages_PSGE.shape[:2]
     _check_range("kv_write", "slot_T", slot_T, P * S)
     page_T, place_T = slot_T // S, slot_T % S
@@ -29,7 +31,9 @@ def copy_pages_ref(k_pages_PSGE: Tensor, v_pages_PSGE: Tensor, src: Tensor, dst:
 
 def _check_range(op: str, name: str, index: Tensor, size: int) -> None:
     if index.numel() and not bool(torch.all((index >= 0) & (index < size))):
-        raise ValueError(f"{op}: {name} must lie in 0..{size - 1}, got {int(index.min())}..{int(index.max())}")
+        raise ValueError(
+            f"{op}: {name} must lie in 0..{size - 1}, got {int(index.min())}..{int(index.max())}"
+        )
 
 
 KV_WRITE = Op("kv_write", kv_write_ref)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""linear: y = x w^T + b, by torch's matrix product, in a form whose rows do not depend on how many rows there are.
+"""linear: y = x w^T + b, by torch's matrix product, in a form whose rows do not depend on how many rows there
+are.
 
 x_TK [T, K] float32 or bfloat16, w_NK [N, K], bias_N [N] or None, all of one type -> y_TN. Differentiable.
 """
@@ -10,8 +11,9 @@ from torch.nn import functional
 
 from rzero.kernels.dispatch import Impl, Op
 
-# MKL takes other routines, with another order of summation, for float32 products of few rows: measured on Zen 3,
-# rows of 1, 2, 3, 5, 6, 7, 9, 10 and 11 differ in the last bits from the same rows in a larger batch, 12 and more never.
+# MKL takes other routines, with another order of summation, for float32 products of few rows: measured on Zen
+# 3, rows of 1, 2, 3, 5, 6, 7, 9, 10 and 11 differ in the last bits from the same rows in a larger batch, 12
+# and more never.
 EXACT_ROWS = 16
 
 
@@ -28,7 +30,9 @@ def _linear_torch(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> T
 
 
 def _torch_why_not(device: torch.device) -> str | None:
-    return None if device.type == "cpu" else f"mends the CPU's products of few rows, not those of {device.type}"
+    return (
+        None if device.type == "cpu" else f"mends the CPU's products of few rows, not those of {device.type}"
+    )
 
 
 LINEAR = Op("linear", linear_ref, (Impl("torch", _linear_torch, _torch_why_not),))

@@ -40,7 +40,9 @@ def float_code(op: str, name: str, tensor: torch.Tensor, ndim: int) -> int:
     """The native code of a float tensor's type; its last axis must be dense, the others may be strided."""
     code = DTYPE_CODE.get(tensor.dtype)
     if code is None or tensor.ndim != ndim or tensor.stride(-1) != 1 or not tensor.is_cpu:
-        reject(op, name, tensor, f"a {ndim}-dimensional float32 or bfloat16 CPU tensor with a last stride of 1")
+        reject(
+            op, name, tensor, f"a {ndim}-dimensional float32 or bfloat16 CPU tensor with a last stride of 1"
+        )
     return code
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rmsnorm: y = x * rsqrt(mean(x^2) + eps) * w per token; add_rmsnorm does it to x + residual (Zhang, 1910.07467).
+"""rmsnorm: y = x * rsqrt(mean(x^2) + eps) * w per token (1910.07467); add_rmsnorm does it to x + residual.
 
 x_TD [T, D] float32 or bfloat16, last stride 1; residual_TD like x; w_D [D] of x's type; eps a float.
-rmsnorm returns y_TD; add_rmsnorm returns (y_TD, sum_TD), where the sum is rounded to x's type before it is normed.
-Numerics: float32 inside, one rounding at the store, a fixed order of summation per row: row i of a batch has the bits
-of row i alone, with any number of threads. T = 0 is legal. Gradients go to x, residual and w.
+rmsnorm returns y_TD; add_rmsnorm returns (y_TD, sum_TD), where the sum is rounded to x's type before it is
+normed. Numerics: float32 inside, one rounding at the store, a fixed order of summation per row: row i of a
+batch has the bits of row i alone, with any number of threads. T = 0 is legal. Gradients go to x, residual and
+w.
 """
 
 from typing import Any
@@ -43,15 +44,15 @@ def _forward(
     lib.rmsnorm_forward(
         code, T, D, eps,
         x_TD.data_ptr(), x_TD.stride(0),
-        0 if residual_TD is None else residual_TD.data_ptr(), 0 if residual_TD is None else residual_TD.stride(0),
-        w_D.data_ptr(), y_TD.data_ptr(),
+        0 if residual_TD is None else residual_TD.data_ptr(), 0 if residual_TD is None else
+        residual_TD.stride(0), w_D.data_ptr(), y_TD.data_ptr(),
         0 if sum_TD is None else sum_TD.data_ptr(), 0 if rstd_T is None else rstd_T.data_ptr(),
     )  # fmt: skip
     return y_TD, sum_TD, rstd_T
 
 
 def _backward(x_TD: Tensor, w_D: Tensor, rstd_T: Tensor, grad_y_TD: Tensor, extra_TD: Tensor | None) -> Any:
-    """Gradients of the normed rows and of w; `extra_TD` is added to the former (what flows in past the norm)."""
+    """Gradients of the normed rows and of w; `extra_TD`, what flows in past the norm, is added to the former."""
     T, D = x_TD.shape
     grad_y_TD = grad_y_TD.contiguous()
     extra_TD = None if extra_TD is None else extra_TD.contiguous()

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rope: splits the fused projection into heads and rotates queries and keys by position (Su et al., 2104.09864).
+"""rope: splits the fused projection into heads and rotates queries and keys by position (Su et al.,
+2104.09864).
 
-qkv_TX [T, (H+2G)*E] float32 or bfloat16: the query heads, then the key heads, then the value heads; last stride 1.
-pos_T [T] int64; cos_RE and sin_RE [R, E/2] float32, one row per position; element i is paired with i + E/2, as in
-Hugging Face's models. q_norm_E and k_norm_E [E] are the weights of an RMSNorm per head before the rotation (Qwen3), or
-both None. Returns q_THE, k_TGE, v_TGE; v may be a view of qkv. Float32 inside, one rounding at the store.
-Rows do not depend on each other. T = 0 is legal. Gradients go to qkv and the norm weights.
+qkv_TX [T, (H+2G)*E] float32 or bfloat16: the query heads, then the key heads, then the value heads; last
+stride 1. pos_T [T] int64; cos_RE and sin_RE [R, E/2] float32, one row per position; element i is paired with
+i + E/2, as in Hugging Face's models. q_norm_E and k_norm_E [E] are the weights of an RMSNorm per head before
+the rotation (Qwen3), or both None. Returns q_THE, k_TGE, v_TGE; v may be a view of qkv. Float32 inside, one
+rounding at the store. Rows do not depend on each other. T = 0 is legal. Gradients go to qkv and the norm
+weights.
 """
 
 from typing import NamedTuple
@@ -37,6 +39,7 @@ def rope_ref(
     kv_heads: int,
     q_norm_E: Tensor | None,
     k_norm_E: Tensor | None,
+    *,
     eps: float,
 ) -> Qkv:
     T, E = qkv_TX.shape[0], 2 * cos_RE.shape[1]

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of floats as wide as the instruction set, loads and stores that convert, a fixed-order sum, exp.
+//
+// Results do not depend on the width: sums use a fixed number of lanes, and the compiler may not fuse what we did not
+// (-ffp-contract=off). So AVX2, AVX-512 and Arm agree bit for bit; plain x86-64 has no fused multiply-add and differs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define RZERO_INLINE inline __attribute__((always_inline))
+
+namespace rzero {
+namespace RZERO_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kWidth)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t BitVec __attribute__((vector_size(4 * kWidth)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kWidth)));
+typedef float Vec4 __attribute__((vector_size(16)));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+RZERO_INLINE Vec splat(float x) { return x - Vec{}; }
+
+RZERO_INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+RZERO_INLINE Vec vmax(Vec a, Vec b) { return a > b ? a : b; }
+
+RZERO_INLINE Vec load(const float* p) {
+  Vec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+RZERO_INLINE Vec load(const bf16* p) {
+  HalfVec h;
+  memcpy(&h, p, sizeof h);
+  return (Vec)(__builtin_convertvector(h, BitVec) << 16);
+}
+
+RZERO_INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
+
+RZERO_INLINE void store(bf16* p, Vec v) {  // to nearest, ties to even
+  const BitVec bits = (BitVec)v;
+  const BitVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const BitVec quiet_nan = (bits >> 16) | 0x40;
+  const HalfVec h = __builtin_convertvector(v == v ? rounded : quiet_nan, HalfVec);
+  memcpy(p, &h, sizeof h);
+}
+
+// The first n lanes (n may be kWidth or more, which means all); the other lanes are zero.
+template <class S>
+RZERO_INLINE Vec load(const S* p, int64_t n) {
+  if (n >= kWidth) return load(p);
+  S part[kWidth] = {};
+  memcpy(part, p, n * sizeof(S));
+  return load(part);
+}
+
+template <class S>
+RZERO_INLINE void store(S* p, Vec v, int64_t n) {
+  if (n >= kWidth) return store(p, v);
+  S part[kWidth];
+  store(part, v);
+  memcpy(p, part, n * sizeof(S));
+}
+
+RZERO_INLINE float to_float(float x) { return x; }
+RZERO_INLINE float to_float(bf16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float f;
+  memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+// What the value becomes when it is stored as S.
+RZERO_INLINE Vec rounded_to(const float*, Vec v) { return v; }
+RZERO_INLINE Vec rounded_to(const bf16*, Vec v) {
+  bf16 part[kWidth];
+  store(part, v);
+  return load(part);
+}
+
+// A sum whose order depends on the place of each element alone: element i goes to lane i % 32, the lanes form a tree.
+struct Sum {
+  static constexpr int kLanes = 32;
+  static constexpr int kParts = kLanes / kWidth;
+  Vec part[kParts] = {};
+
+  RZERO_INLINE Vec& at(int64_t element) { return part[(element / kWidth) % kParts]; }
+  RZERO_INLINE float total() const {
+    float lane[kLanes];
+    memcpy(lane, part, sizeof lane);
+    for (int half = kLanes / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    return lane[0];
+  }
+};
+
+// e^x to about 1 ulp for x <= 88, 0 below -87.3; NaN stays NaN. Range reduction and polynomial as in Cephes' expf.
+RZERO_INLINE Vec exp(Vec x) {
+  const Vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const Vec shifted = fma(x, splat(1.44269504088896341f), magic);
+  const Vec n = shifted - magic;
+  const Vec r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), x));
+  Vec p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r) + 1.f;
+  const Vec power = (Vec)(((BitVec)shifted - 0x4b400000u + 127u) << 23);
+  return x < splat(-87.3f) ? Vec{} : p * power;
+}
+
+}  // namespace RZERO_ISA
+}  // namespace rzero
