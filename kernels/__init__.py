@@ -9,23 +9,42 @@ sequence.
     y_TD = kernels.rmsnorm(x_TD, w_D, 1e-6)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rzero.kernels.adamw import ADAMW, AdamwStep
 from rzero.kernels.attention import ATTENTION, Segments
+from rzero.kernels.bleu import BLEU
 from rzero.kernels.dispatch import Choice, Impl, Op, choose, wanted_backends
 from rzero.kernels.kv_write import COPY_PAGES, KV_WRITE
 from rzero.kernels.linear import LINEAR
+from rzero.kernels.linear_logprob import LINEAR_LOGPROB
 from rzero.kernels.paged_attention import PAGED_ATTENTION
+from rzero.kernels.policy_loss import GROUP_ADVANTAGE, POLICY_LOSS, PolicyLossConfig, PolicyLossOut
 from rzero.kernels.rmsnorm import ADD_RMSNORM, RMSNORM
 from rzero.kernels.rope import ROPE, Qkv
+from rzero.kernels.sample import SAMPLE
 from rzero.kernels.swiglu import SWIGLU
 
-__all__ = ["OPS", "Choice", "Impl", "Kernels", "Op", "Qkv", "Segments", "resolve"]
+__all__ = [
+    "OPS",
+    "AdamwStep",
+    "Choice",
+    "Impl",
+    "Kernels",
+    "Op",
+    "PolicyLossConfig",
+    "PolicyLossOut",
+    "Qkv",
+    "Segments",
+    "resolve",
+]
 
 OPS = (
     LINEAR,
@@ -37,6 +56,12 @@ OPS = (
     COPY_PAGES,
     PAGED_ATTENTION,
     ATTENTION,
+    LINEAR_LOGPROB,
+    SAMPLE,
+    POLICY_LOSS,
+    GROUP_ADVANTAGE,
+    ADAMW,
+    BLEU,
 )
 
 
@@ -54,6 +79,12 @@ class Kernels:
     copy_pages: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     paged_attention: Callable[..., Tensor]
     attention: Callable[[Tensor, Tensor, Tensor, Segments, float], Tensor]
+    linear_logprob: Callable[..., tuple[Tensor, Tensor]]
+    sample: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    policy_loss: Callable[..., PolicyLossOut]
+    group_advantage: Callable[..., Tensor]
+    adamw: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, AdamwStep], None]
+    bleu: Callable[[Sequence[Sequence[int]]], npt.NDArray[np.float64]]
 
 
 def resolve(device: torch.device, overrides: Mapping[str, str] = MappingProxyType({})) -> Kernels:

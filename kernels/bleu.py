@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bleu: sentence BLEU-4 of every pair of token lists, with smoothing method 1 (Papineni et al., ACL 2002; Chen and
+Cherry, WMT 2014), as nltk.translate.bleu_score.sentence_bleu([reference], hypothesis, smoothing_function=method1).
+
+token_ids: N sequences of whole numbers, any may be empty -> float64 numpy array [N, N]; [i, j] has hypothesis i and
+reference j. Order n counts clipped matches over max(1, len - n + 1); an order without a match counts 0.1 matches; no
+common token at all gives 0; a hypothesis shorter than its reference is multiplied by exp(1 - len(ref) / len(hyp)).
+Equal to nltk within 1e-12. Raises ValueError for tokens that are not whole numbers.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from rzero.kernels.dispatch import Op
+
+ORDERS = 4
+EPSILON = 0.1
+
+
+def flatten(token_ids: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """All tokens in one array, and the place where each sequence begins (one more at the end)."""
+    flat = np.asarray(list(chain.from_iterable(token_ids)))
+    if flat.size and flat.dtype.kind not in "iu":
+        raise ValueError(f"bleu: tokens must be whole numbers, they are {flat.dtype}")
+    begins = np.zeros(len(token_ids) + 1, dtype=np.int64)
+    np.cumsum([len(ids) for ids in token_ids], out=begins[1:])
+    return flat.astype(np.int64), begins
+
+
+def bleu_ref(token_ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+    flat, begins = flatten(token_ids)
+    lists = [flat[a:b].tolist() for a, b in zip(begins, begins[1:], strict=False)]
+    counts = [
+        [Counter(zip(*(ids[k:] for k in range(n + 1)), strict=False)) for n in range(ORDERS)] for ids in lists
+    ]
+    scores = np.zeros((len(lists), len(lists)))
+    for i, hypothesis in enumerate(counts):
+        for j, reference in enumerate(counts):
+            matches = [(h & r).total() for h, r in zip(hypothesis, reference, strict=True)]
+            scores[i, j] = _score(matches, len(lists[i]), len(lists[j]))
+    return scores
+
+
+def _score(matches: list[int], hypothesis: int, reference: int) -> float:
+    """BLEU from the clipped matches of each order and the two lengths."""
+    if not matches[0]:
+        return 0.0
+    logs = [math.log((m or EPSILON) / max(1, hypothesis - n)) for n, m in enumerate(matches)]
+    brevity = min(1.0, math.exp(1 - reference / hypothesis))
+    return brevity * math.exp(math.fsum(logs) / ORDERS)
+
+
+BLEU = Op("bleu", bleu_ref)
