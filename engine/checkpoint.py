@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models as Hugging Face folders: found, read straight into the fused tensors, and written so that transformers loads them.
+"""Models as Hugging Face folders: found, read straight into the fused tensors, and written so that
+transformers loads them.
 
-Reading maps the files and copies tensor by tensor, so that no second copy of the model is ever held. Writing fills a
-sibling folder and renames it: a full disk or an interrupt leaves the old contents as they were.
+Reading maps the files and copies tensor by tensor, so that no second copy of the model is ever held. Writing
+fills a sibling folder and renames it: a full disk or an interrupt leaves the old contents as they were.
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +21,8 @@ from torch import Tensor
 
 from rzero.engine.config import ModelConfig
 from rzero.engine.errors import InputError
-from rzero.engine.tensor_file import new_folder, reading, write_tensors
+from rzero.engine.lora import MODULES, Adapter, LayerLora, LoraConfig, projection_shape
+from rzero.engine.tensor_file import fill_file, new_folder, reading
 from rzero.engine.weights import ModelWeights, empty_weights, merge_lora
 
 READABLE_DTYPES = ("F64", "F32", "BF16", "F16")
@@ -36,10 +41,31 @@ INHERITED = (
     "generation_config.json",
     "LICENSE",
 )
+# Fields of adapter_config.json whose listed values leave the plain product b a; any other value is refused.
+ADAPTER_FIXED: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "peft_type": ("LORA",),
+        "bias": ("none", None),
+        "use_dora": (False, None),
+        "lora_bias": (False, None),
+        "fan_in_fan_out": (False, None),
+        "modules_to_save": (None, []),
+        "rank_pattern": ({}, None),
+        "alpha_pattern": ({}, None),
+        "layer_replication": (None, []),
+        "target_parameters": (None, []),
+        "trainable_token_indices": (None, []),
+        "alora_invocation_tokens": (None, []),
+    }
+)
+ADAPTER_NAME = re.compile(
+    r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
+)
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
-    """The folder of a model: a local one, or that of a hub name such as `Qwen/Qwen3-0.6B`, downloaded where necessary.
+    """The folder of a model: a local one, or that of a hub name such as `Qwen/Qwen3-0.6B`, downloaded where
+    necessary.
 
     Raises InputError where neither exists.
     """
@@ -47,9 +73,13 @@ def resolve_model(name_or_path: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        raise InputError(f"model {str(name_or_path)!r} is a file, expected a Hugging Face folder or a hub name")
+        raise InputError(
+            f"model {str(name_or_path)!r} is a file, expected a Hugging Face folder or a hub name"
+        )
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(name_or_path)):
-        raise InputError(f"model {str(name_or_path)!r}: there is no such folder, and a hub name looks like owner/name")
+        raise InputError(
+            f"model {str(name_or_path)!r}: there is no such folder, and a hub name looks like owner/name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -81,11 +111,13 @@ def load_config(folder: Path) -> ModelConfig:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
     generation = folder / "generation_config.json"
-    return ModelConfig.from_hf(read_json(folder / "config.json"), read_json(generation) if generation.is_file() else None)
+    return ModelConfig.from_hf(
+        read_json(folder / "config.json"), read_json(generation) if generation.is_file() else None
+    )
 
 
 def hf_tensors(config: ModelConfig, weights: ModelWeights) -> dict[str, Tensor]:
-    """The names that transformers uses, each with its part (a view) of the fused tensors; adapters are left out."""
+    """The names that transformers uses, each with its part (a view) of the fused tensors; no adapters."""
     tensors = {"model.embed_tokens.weight": weights.embed, "model.norm.weight": weights.final_norm}
     if not config.tied:
         tensors["lm_head.weight"] = weights.head
@@ -102,10 +134,10 @@ def hf_tensors(config: ModelConfig, weights: ModelWeights) -> dict[str, Tensor]:
             "self_attn.k_norm.weight": layer.k_norm,
         }
         names = ("q_proj", "k_proj", "v_proj")
-        for name, part in zip(names, layer.qkv.split(config.qkv_sizes), strict=True):
+        for name, part in zip(names, torch.split(layer.qkv, list(config.qkv_sizes)), strict=True):
             parts[f"self_attn.{name}.weight"] = part
         if layer.qkv_bias is not None:
-            for name, part in zip(names, layer.qkv_bias.split(config.qkv_sizes), strict=True):
+            for name, part in zip(names, torch.split(layer.qkv_bias, list(config.qkv_sizes)), strict=True):
                 parts[f"self_attn.{name}.bias"] = part
         tensors |= {prefix + name: part for name, part in parts.items() if part is not None}
     return tensors
@@ -114,8 +146,8 @@ def hf_tensors(config: ModelConfig, weights: ModelWeights) -> dict[str, Tensor]:
 def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> ModelWeights:
     """Read a folder's safetensors into new fused tensors of the given number type and device.
 
-    Raises InputError for a tensor that is missing, has another shape, is no floating-point tensor or would have changed
-    the result had it been left out, and for a file that is missing or truncated.
+    Raises InputError for a tensor that is missing, has another shape, is no floating-point tensor or would
+    have changed the result had it been left out, and for a file that is missing or truncated.
     """
     files = _files(folder)
     weights = empty_weights(config, dtype, device)
@@ -163,14 +195,16 @@ def _check_names(folder: Path, config: ModelConfig, given: set[str], wanted: set
     extra = sorted(name for name in given - wanted - inert if not name.endswith("rotary_emb.inv_freq"))
     if extra:
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-        raise InputError(f"{folder}: tensor {extra[0]} does not belong to a {config.model_type} of this config{more}")
+        raise InputError(
+            f"{folder}: tensor {extra[0]} does not belong to a {config.model_type} of this config{more}"
+        )
 
 
 def _copy(path: Path, file: Any, name: str, target: Tensor) -> None:
     part = file.get_slice(name)
     if tuple(part.get_shape()) != tuple(target.shape):
         raise InputError(
-            f"{path}: tensor {name} has shape {list(part.get_shape())}, config.json asks for {list(target.shape)}"
+            f"{path}: tensor {name} has shape {list(part.get_shape())}, expected {list(target.shape)}"
         )
     if part.get_dtype() not in READABLE_DTYPES:
         raise InputError(
@@ -185,15 +219,16 @@ def _check_tied(path: Path, embed_VD: Tensor) -> None:
         same = head_VD.shape == embed_VD.shape and torch.equal(head_VD.to(embed_VD), embed_VD)
     if not same:
         raise InputError(
-            f"{path}: lm_head.weight differs from the embedding although config.json has tie_word_embeddings true"
+            f"{path}: lm_head.weight differs from the embedding, but config.json has tie_word_embeddings true"
         )
 
 
 def save_hf(folder: Path, config: ModelConfig, weights: ModelWeights, source: Path | None = None) -> None:
     """Write a folder that transformers loads, replacing one of that name in a single step.
 
-    weights may carry adapters: they are merged. The number type is that of the weights. `source` is the folder whose
-    tokenizer, chat template and generation settings come along. Raises InputError where the disk is full.
+    weights may carry adapters: they are merged. The number type is that of the weights. `source` is the
+    folder whose tokenizer, chat template and generation settings come along. Raises InputError where the disk
+    is full.
     """
     tensors = hf_tensors(config, merge_lora(config, weights))
     dtype = str(weights.embed.dtype).removeprefix("torch.")
@@ -205,12 +240,12 @@ def save_hf(folder: Path, config: ModelConfig, weights: ModelWeights, source: Pa
         write_json(new / "config.json", config.to_hf() | {"torch_dtype": dtype, "dtype": dtype})
         shards = _shards(tensors)
         if len(shards) == 1:
-            write_tensors(new / "model.safetensors", tensors)
+            fill_file(new / "model.safetensors", tensors)
             return
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            write_tensors(new / name, shard)
+            fill_file(new / name, shard)
             weight_map |= dict.fromkeys(shard, name)
         index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
         write_json(new / "model.safetensors.index.json", index)
@@ -231,3 +266,79 @@ def _shards(tensors: Mapping[str, Tensor], limit_bytes: int = SHARD_BYTES) -> li
         shards[-1][name] = tensor
         filled_bytes += tensor.nbytes
     return shards
+
+
+def save_adapter(folder: Path, weights: ModelWeights, base: str) -> None:
+    """Write a role's adapters as a folder that PEFT loads over the model named `base`, in a single step."""
+    lora = weights.lora
+    assert lora is not None, "a role without adapters is saved by save_hf"
+    tensors = {}
+    for index, layer in enumerate(weights.layers):
+        for target, module in MODULES.items():
+            adapter: Adapter | None = getattr(layer.lora, target) if layer.lora else None
+            if adapter is not None:
+                prefix = f"base_model.model.model.layers.{index}.{module}"
+                tensors[f"{prefix}.lora_A.weight"] = adapter.a
+                tensors[f"{prefix}.lora_B.weight"] = adapter.b
+    fields = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        "target_modules": list(lora.targets),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    with new_folder(folder, sum(tensor.nbytes for tensor in tensors.values())) as new:
+        write_json(new / "adapter_config.json", fields)
+        fill_file(new / "adapter_model.safetensors", tensors)
+
+
+def load_adapter(folder: Path, config: ModelConfig, base: ModelWeights) -> ModelWeights:
+    """`base` with the adapters of a PEFT folder, in base's number type and device; the base tensors are
+    shared.
+
+    Dropout in the folder's configuration is for PEFT's own training and has no effect here. Raises InputError
+    for another kind of adapter and for tensors that do not fit the model.
+    """
+    fields = read_json(folder / "adapter_config.json")
+    for name, allowed in ADAPTER_FIXED.items():
+        if name in fields and fields[name] not in allowed:
+            raise InputError(
+                f"adapter_config.json: {name} {fields[name]!r} is not supported (allowed: {allowed[0]!r})"
+            )
+    rank, alpha = fields.get("r"), fields.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float):
+        raise InputError(
+            f"{folder / 'adapter_config.json'}: r and lora_alpha must be numbers, found {rank!r}, {alpha!r}"
+        )
+    # Rank-stabilised adapters divide by the root of the rank; as a plain adapter that is a larger alpha.
+    alpha = alpha * math.sqrt(rank) if fields.get("use_rslora") else alpha
+    path = folder / "adapter_model.safetensors"
+    halves: dict[tuple[int, str, str], Tensor] = {}
+    with reading(path) as file:
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            found = ADAPTER_NAME.fullmatch(name)
+            if not found or found[2] not in MODULES or int(found[1]) >= config.layers:
+                raise InputError(f"{path}: tensor {name} fits no projection of this model")
+            rows, columns = projection_shape(config, found[2])
+            shape = (rank, columns) if found[3] == "A" else (rows, rank)
+            half = torch.empty(shape, dtype=base.embed.dtype, device=base.embed.device)
+            _copy(path, file, name, half)
+            halves[int(found[1]), found[2], found[3]] = half
+    targets = tuple(target for target in MODULES if any(key[1] == target for key in halves))
+    lora = LoraConfig(rank=rank, alpha=float(alpha), targets=targets)
+
+    def adapter(index: int, target: str) -> Adapter | None:
+        a, b = halves.get((index, target, "A")), halves.get((index, target, "B"))
+        if (a is None) != (b is None):
+            raise InputError(f"{path}: layer {index} has only one of the two matrices of {target}")
+        return Adapter(a, b, lora.scale) if a is not None and b is not None else None
+
+    layers = tuple(
+        replace(layer, lora=LayerLora(**{target: adapter(index, target) for target in targets}))
+        for index, layer in enumerate(base.layers)
+    )
+    return replace(base, layers=layers, lora=lora)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a decoder looks like, read from and written to the `config.json` of a Hugging Face folder.
 
-Three model types share one decoder: llama, qwen2 and qwen3. A field that would change the result and that the decoder
-does not compute is refused by name; nothing is ignored in silence. transformers 4 writes `rope_theta` and `rope_scaling`,
-transformers 5 writes `rope_parameters`: both are read, and `to_hf` writes what either of them understands.
+Three model types share one decoder: llama, qwen2 and qwen3. A field that would change the result and that the
+decoder does not compute is refused by name; nothing is ignored in silence. transformers 4 writes `rope_theta`
+and `rope_scaling`, transformers 5 writes `rope_parameters`: both are read, and `to_hf` writes what either of
+them understands.
 """
 
 from collections.abc import Mapping
@@ -40,19 +41,37 @@ FIXED: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "add_cross_attention": (False, None),
     }
 )
-# Parts of names under which other decoders keep what changes their result. transformers ignores unknown fields of the
-# three types, but a folder that carries one of these was made for another program.
-SUSPECT = ("expert", "moe", "router", "softcap", "sliding", "alibi", "multiplier", "scaling", "scale", "clip_qkv")
+# Parts of names under which other decoders keep what changes their result. transformers ignores unknown
+# fields of the three types, but a folder that carries one of these was made for another program.
+SUSPECT = (
+    "expert",
+    "moe",
+    "router",
+    "softcap",
+    "sliding",
+    "alibi",
+    "multiplier",
+    "scaling",
+    "scale",
+    "clip_qkv",
+)
 SUSPECT_PREFIXES = ("quant", "compression_config", "mup", "block_sparse", "query_pre_attn", "no_rope")
 # Read elsewhere, or without effect although their names look suspicious.
 KNOWN = frozenset(
-    {"rope_scaling", "sliding_window", "use_sliding_window", "output_router_logits", "router_aux_loss_coef", "initializer_range"}
+    {
+        "rope_scaling",
+        "sliding_window",
+        "use_sliding_window",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "initializer_range",
+    }
 )
 
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding: `kind` is default, linear or llama3; the other fields are those of transformers."""
+    """Rotary position embedding: `kind` is default, linear or llama3; the rest as in transformers."""
 
     kind: str = "default"
     theta: float = 10000.0
@@ -84,7 +103,7 @@ class ModelConfig:
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     torch_dtype: str = "float32"
-    """The number type that the checkpoint says it is stored in; which one is computed in is the engine's choice."""
+    """The number type that the checkpoint is stored in; the one computed in is the engine's choice."""
 
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
@@ -119,16 +138,21 @@ class ModelConfig:
     def from_hf(fields: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> "ModelConfig":
         """Read a `config.json` (and a `generation_config.json`, for the ids that end an answer).
 
-        Raises InputError that names the field where one is missing, malformed or beyond what the decoder computes.
+        Raises InputError that names the field where one is missing, malformed or beyond what the decoder
+        computes.
         """
         model_type = fields.get("model_type")
         if model_type not in ARCHITECTURES:
-            raise InputError(f"config.json: model_type {model_type!r} is not supported (only {', '.join(ARCHITECTURES)})")
+            raise InputError(
+                f"config.json: model_type {model_type!r} is not supported (only {', '.join(ARCHITECTURES)})"
+            )
         _refuse_what_we_do_not_compute(fields)
         hidden_size, heads = _positive(fields, "hidden_size"), _positive(fields, "num_attention_heads")
         kv_heads = _positive(fields, "num_key_value_heads", heads)
         if heads % kv_heads:
-            raise InputError(f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+            raise InputError(
+                f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+            )
         head_size = _positive(fields, "head_dim", 128 if model_type == "qwen3" else hidden_size // heads)
         if head_size % 2:
             raise InputError(f"config.json: head_dim {head_size} is odd; rotary embedding needs an even size")
@@ -148,7 +172,9 @@ class ModelConfig:
             qkv_bias=model_type == "qwen2",
             qk_norm=model_type == "qwen3",
             tied=bool(fields.get("tie_word_embeddings", False)),
-            eos_token_ids=tuple(dict.fromkeys(_ids(fields, "eos_token_id") + _ids(generation or {}, "eos_token_id"))),
+            eos_token_ids=tuple(
+                dict.fromkeys(_ids(fields, "eos_token_id") + _ids(generation or {}, "eos_token_id"))
+            ),
             bos_token_id=next(iter(_ids(fields, "bos_token_id")), None),
             pad_token_id=next(iter(_ids(fields, "pad_token_id")), None),
             torch_dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32"),
@@ -198,15 +224,21 @@ class ModelConfig:
 def _refuse_what_we_do_not_compute(fields: Mapping[str, Any]) -> None:
     for name, allowed in FIXED.items():
         if name in fields and fields[name] not in allowed:
-            raise InputError(f"config.json: {name} {fields[name]!r} is not supported (allowed: {allowed[0]!r})")
+            raise InputError(
+                f"config.json: {name} {fields[name]!r} is not supported (allowed: {allowed[0]!r})"
+            )
     window = fields.get("sliding_window")
     if window is not None and fields.get("model_type") == "llama":
         raise InputError(f"config.json: sliding_window {window!r} is not supported (allowed: null)")
     windowed = sorted({str(kind) for kind in fields.get("layer_types") or ()} - {"full_attention"})
     if windowed:
-        raise InputError(f"config.json: layer_types contains {windowed[0]!r} (allowed: only 'full_attention')")
+        raise InputError(
+            f"config.json: layer_types contains {windowed[0]!r} (allowed: only 'full_attention')"
+        )
     if "AutoModelForCausalLM" in (fields.get("auto_map") or {}):
-        raise InputError("config.json: auto_map asks for the model's own code, which is not run (remove the field)")
+        raise InputError(
+            "config.json: auto_map asks for the model's own code, which is not run (remove the field)"
+        )
     for name, value in fields.items():
         suspect = name.startswith(SUSPECT_PREFIXES) or any(part in name for part in SUSPECT)
         if suspect and name not in KNOWN and value not in (None, False, 0, 1, "", [], {}):
@@ -225,7 +257,9 @@ def _rope(fields: Mapping[str, Any], max_positions: int) -> RopeConfig:
     for name, value in given.items():
         inert = value is None or (name == "partial_rotary_factor" and value == 1)
         if name not in ("rope_type", "type", "rope_theta", *ROPE_FIELDS[kind]) and not inert:
-            raise InputError(f"config.json: {source} field {name} ({value!r}) is not supported for rope_type {kind!r}")
+            raise InputError(
+                f"config.json: {source} field {name} ({value!r}) is not supported for rope_type {kind!r}"
+            )
     theta = given.get("rope_theta") or fields.get("rope_theta") or 10000.0
     rope = RopeConfig(kind=kind, theta=_number({"rope_theta": theta}, "rope_theta", None))
     if kind == "default":
@@ -233,7 +267,9 @@ def _rope(fields: Mapping[str, Any], max_positions: int) -> RopeConfig:
     factor = _number(given, "factor", None)
     if kind == "linear":
         return RopeConfig(kind=kind, theta=rope.theta, factor=factor)
-    original = given.get("original_max_position_embeddings", fields.get("original_max_position_embeddings", max_positions))
+    original = given.get(
+        "original_max_position_embeddings", fields.get("original_max_position_embeddings", max_positions)
+    )
     if fields.get("original_max_position_embeddings", original) != original:
         raise InputError("config.json: original_max_position_embeddings differs from the one in " + source)
     return RopeConfig(
@@ -242,7 +278,9 @@ def _rope(fields: Mapping[str, Any], max_positions: int) -> RopeConfig:
         factor=factor,
         low_freq_factor=_number(given, "low_freq_factor", None),
         high_freq_factor=_number(given, "high_freq_factor", None),
-        original_max_positions=_positive({"original_max_position_embeddings": original}, "original_max_position_embeddings"),
+        original_max_positions=_positive(
+            {"original_max_position_embeddings": original}, "original_max_position_embeddings"
+        ),
     )
 
 

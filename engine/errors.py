@@ -3,7 +3,8 @@
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: one sentence that names the field or file, the value and what is allowed.
+    """A mistake in what the user gave: one sentence that names the field or file, the value and what is
+    allowed.
 
     The command line prints it and exits with status 2.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Low-rank adapters (Hu et al., 2021, arXiv:2106.09685): y = x W^T + (alpha / rank) (x a^T) b^T.
 
-Adapters are per projection, under the names that PEFT uses, although the projections themselves are stored fused:
-an adapter that PEFT wrote fits without change, and PEFT loads what is saved here.
+Adapters are per projection, under the names that PEFT uses, although the projections themselves are stored
+fused: an adapter that PEFT wrote fits without change, and PEFT loads what is saved here.
 """
 
 import math
@@ -32,7 +32,7 @@ MODULES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """How a role is adapted: rank, alpha (the product is scaled by alpha / rank) and the projections adapted."""
+    """How a role is adapted: rank, alpha (the product is scaled by alpha / rank), projections."""
 
     rank: int = 16
     alpha: float = 32.0
@@ -45,7 +45,9 @@ class LoraConfig:
             raise InputError(f"lora alpha is {self.alpha}, expected a positive number")
         unknown = [target for target in self.targets if target not in MODULES]
         if unknown or not self.targets:
-            raise InputError(f"lora targets {list(self.targets)} are not all known (allowed: {', '.join(MODULES)})")
+            raise InputError(
+                f"lora targets {list(self.targets)} are not all known (allowed: {', '.join(MODULES)})"
+            )
 
     @property
     def scale(self) -> float:
@@ -91,8 +93,10 @@ def projection_shape(config: ModelConfig, target: str) -> tuple[int, int]:
     return shapes[target]
 
 
-def new_layer_lora(config: ModelConfig, lora: LoraConfig, like: Tensor, generator: torch.Generator) -> LayerLora:
-    """Adapters of no effect, with the number type and device of `like`: a uniform as PEFT draws it, b zero."""
+def new_layer_lora(
+    config: ModelConfig, lora: LoraConfig, like: Tensor, generator: torch.Generator
+) -> LayerLora:
+    """Adapters without effect, in `like`'s number type and device: a uniform as PEFT draws it, b zero."""
 
     def new(target: str) -> Adapter:
         rows, columns = projection_shape(config, target)
@@ -105,14 +109,15 @@ def new_layer_lora(config: ModelConfig, lora: LoraConfig, like: Tensor, generato
 
 
 def merged_matrix(matrix: Tensor, adapters: tuple[Adapter | None, ...], sizes: tuple[int, ...]) -> Tensor:
-    """A copy of a fused matrix with the adapters' products added to the rows of each part (float32 arithmetic).
+    """A copy of a fused matrix with the adapters' products added to the rows of each part (float32
+    arithmetic).
 
     The matrix itself where no part is adapted.
     """
     if not any(adapters):
         return matrix
     result = matrix.detach().clone()
-    for rows, adapter in zip(result.split(sizes), adapters, strict=True):
+    for rows, adapter in zip(torch.split(result, list(sizes)), adapters, strict=True):
         if adapter is not None:
             product = adapter.b.detach().float() @ adapter.a.detach().float()
             rows.copy_(rows.float() + adapter.scale * product)

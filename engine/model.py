@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decoder: one forward pass over packed tokens, for sampling and for training.
 
-`forward` is a plain function over a role's tensors. Where a token's keys and values live is the business of the `Step`,
-and only attention looks inside: `PagedStep` reads and writes the paged cache, `PackedStep` attends within the batch and
-takes part in autograd. Everything else is the same code, so both passes compute the same numbers.
+`forward` is a plain function over a role's tensors. Where a token's keys and values live is the business of
+the `Step`, and only attention looks inside: `PagedStep` reads and writes the paged cache, `PackedStep`
+attends within the batch and takes part in autograd. Everything else is the same code, so both passes compute
+the same numbers.
 """
 
 from collections.abc import Sequence
@@ -67,9 +68,10 @@ def forward(
 ) -> Tensor:
     """Hidden states h_TD after the final norm, in the weights' number type.
 
-    cos_RE and sin_RE are the float32 tables [positions, E / 2] of `rope_tables`. Under autograd the role's tensors are the
-    leaves; with `recompute_layers` each layer's activations are computed again in the backward pass instead of kept.
-    Logits are `kernels.linear(h, weights.head)`; training uses `kernels.linear_logprob`, which never stores them.
+    cos_RE and sin_RE are the float32 tables [positions, E / 2] of `rope_tables`. Under autograd the role's
+    tensors are the leaves; with `recompute_layers` each layer's activations are computed again in the
+    backward pass instead of kept. Logits are `kernels.linear(h, weights.head)`; training uses
+    `kernels.linear_logprob`, which never stores them.
     """
     pass_ = _Pass(config, step, kernels, cos_RE, sin_RE)
     delta_TD, residual_TD = F.embedding(step.ids_T, weights.embed), None
@@ -97,7 +99,7 @@ class _Pass:
 def _layer(
     run: _Pass, w: LayerWeights, index: int, delta_TD: Tensor, residual_TD: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One layer. What the layer before added comes apart from the residual stream: the norm adds the two itself."""
+    """One layer. What the layer before added comes apart from the residual stream: the norm adds it."""
     k, config, lora, eps = run.kernels, run.config, w.lora, run.config.rms_norm_eps
     if residual_TD is None:
         residual_TD, x_TD = delta_TD, k.rmsnorm(delta_TD, w.input_norm, eps)
@@ -133,7 +135,7 @@ def _attend(run: _Pass, w: LayerWeights, index: int, qkv_TX: Tensor) -> Tensor:
         config.kv_heads,
         w.q_norm,
         w.k_norm,
-        config.rms_norm_eps,
+        eps=config.rms_norm_eps,
     )
     attend = step.attend
     if isinstance(attend, PackedStep):
@@ -158,7 +160,9 @@ def _adapt(
     if not any(adapters):
         return y_TN
     parts = [
-        x_TK.new_zeros(len(x_TK), size) if adapter is None else k.linear(k.linear(x_TK, adapter.a) * adapter.scale, adapter.b)
+        x_TK.new_zeros(len(x_TK), size)
+        if adapter is None
+        else k.linear(k.linear(x_TK, adapter.a) * adapter.scale, adapter.b)
         for adapter, size in zip(adapters, sizes, strict=True)
     ]
     return y_TN + (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))

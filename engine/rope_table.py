@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cosine and sine tables of rotary position embedding, equal to those of transformers (modeling_rope_utils.py)."""
+"""Cosine and sine tables of rotary position embedding, equal to those of transformers."""
 
 import math
 
@@ -12,8 +12,8 @@ from rzero.engine.config import ModelConfig, RopeConfig
 def rope_tables(config: ModelConfig, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin of position times frequency: two float32 tensors [positions, E / 2].
 
-    Angles are float32 products, as in transformers: at large positions a float64 angle would differ from what the model
-    was trained with. The tables are computed on the CPU, so that every device uses the same bits.
+    Angles are float32 products, as in transformers: at large positions a float64 angle would differ from what
+    the model was trained with. The tables are computed on the CPU, so that every device uses the same bits.
     """
     frequency = _frequencies(config.rope, config.head_size)
     angle = torch.arange(positions, dtype=torch.float32)[:, None] * frequency[None, :]

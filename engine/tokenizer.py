@@ -32,25 +32,52 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids, without special tokens and otherwise unchanged."""
         return str(
-            self.hf.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+            self.hf.decode(
+                list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
         )
 
     def chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation of {"role", "content"} under the model's chat template, up to the answer's start.
+        """Token ids of a conversation of {"role", "content"} under the model's chat template, up to the
+        answer's start.
 
         Raises InputError where the tokenizer has no template or the template refuses the messages.
         """
         if not self.has_chat_template:
-            raise InputError("this model's tokenizer has no chat template; give plain text instead of messages")
+            raise InputError(
+                "this model's tokenizer has no chat template; give plain text instead of messages"
+            )
         from jinja2 import TemplateError
 
         try:
             text = self.hf.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
             )
         except TemplateError as error:
             raise InputError(f"the chat template refuses these messages: {error}") from error
         return self.encode(text, add_special_tokens=False)
+
+
+class _NamingErrors:
+    """Turns what a tokenizer's reader raises into an InputError that names the folder.
+
+    The reader in Rust raises plain `Exception`, which no except clause can name without catching everything
+    else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        known = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError)
+        if kind is Exception or isinstance(error, known):
+            message = f"{type(error).__name__}: {error}"
+            raise InputError(f"{self.folder}: the tokenizer is unusable: {message[:300]}") from error
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
@@ -63,11 +90,8 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise InputError(f"{folder}: there is no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
-    try:
-        hf = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        tokenizer = Tokenizer(hf, config)
-    except Exception as error:  # the reader in Rust raises plain Exception: there is no narrower class to name
-        raise InputError(f"{folder}: the tokenizer is unusable: {error}") from error
+    with _NamingErrors(folder):
+        tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True), config)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, "

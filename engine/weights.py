@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weights of every role, shared until a role is trained.
 
-A role is a name for a plain record of tensors. `fork` makes a second name for the same tensors and costs no memory; `own`
-gives a role its own copy of those tensors it is about to train, one by one, and leaves every other role as it was.
-Query, key and value projections are stored as one matrix, gate and up projections as another: fewer, larger products.
+A role is a name for a plain record of tensors. `fork` makes a second name for the same tensors and costs no
+memory; `own` gives a role its own copy of those tensors it is about to train, one by one, and leaves every
+other role as it was. Query, key and value projections are stored as one matrix, gate and up projections as
+another: fewer, larger products.
 """
 
 import hashlib
@@ -108,7 +109,7 @@ def empty_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device)
 
 
 class Weights:
-    """A set of roles over one model; every role is a `ModelWeights` whose tensors it may share with others."""
+    """A set of roles over one model; every role is a `ModelWeights` that may share tensors with others."""
 
     def __init__(self, config: ModelConfig, base: ModelWeights, role: str = "base") -> None:
         self.config = config
@@ -153,9 +154,13 @@ class Weights:
         Copies are new leaves; tensors that the role had to itself stay the very same objects.
         """
         weights = self.role(name)
-        taken = {id(tensor) for other in self._roles if other != name for _, tensor in self.named_tensors(other)}
+        taken = {
+            id(tensor) for other in self._roles if other != name for _, tensor in self.named_tensors(other)
+        }
         copies = {
-            id(tensor): tensor.detach().clone() for _, tensor in self.trainable_tensors(name) if id(tensor) in taken
+            id(tensor): tensor.detach().clone()
+            for _, tensor in self.trainable_tensors(name)
+            if id(tensor) in taken
         }
         if copies:
             self._roles[name] = weights = substitute(weights, copies)
@@ -171,12 +176,13 @@ class Weights:
             raise InputError(f"role {name!r} has adapters already")
         generator = torch.Generator().manual_seed(seed)
         layers = tuple(
-            replace(layer, lora=new_layer_lora(self.config, lora, layer.qkv, generator)) for layer in weights.layers
+            replace(layer, lora=new_layer_lora(self.config, lora, layer.qkv, generator))
+            for layer in weights.layers
         )
         self._roles[name] = replace(weights, layers=layers, lora=lora)
 
     def named_tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """All tensors of a role with their names, adapters included, in a fixed order; tied ones come once."""
+        """All tensors of a role with their names, adapters included, in a fixed order; tied come once."""
         weights = self.role(name)
         yield from base_tensors(weights)
         yield from adapter_tensors(weights)
@@ -191,7 +197,7 @@ class Weights:
         digest = hashlib.sha256()
         for label, tensor in self.named_tensors(name):
             digest.update(f"{label} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()))
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def total_bytes(self) -> int:
@@ -218,7 +224,9 @@ def substitute(weights: ModelWeights, new: dict[int, Tensor]) -> ModelWeights:
         return None if adapter is None else Adapter(swap(adapter.a), swap(adapter.b), adapter.scale)
 
     def swap_layer(layer: LayerWeights) -> LayerWeights:
-        tensors = {name: swap(getattr(layer, name)) for name in LAYER_TENSORS if getattr(layer, name) is not None}
+        tensors = {
+            name: swap(getattr(layer, name)) for name in LAYER_TENSORS if getattr(layer, name) is not None
+        }
         lora = layer.lora and LayerLora(
             **{field.name: swap_adapter(getattr(layer.lora, field.name)) for field in fields(layer.lora)}
         )
