@@ -141,8 +141,9 @@ def environment(module: Module) -> Iterator[str]:
 
 
 def broad_except(module: Module) -> Iterator[str]:
+    """A broad except is fine where the handler raises in the end: it translates an error and swallows none."""
     for node in ast.walk(module.tree):
-        if isinstance(node, ast.ExceptHandler):
+        if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[-1], ast.Raise):
             caught = ast.unparse(node.type) if node.type else ""
             if not caught or re.search(r"\b(Base)?Exception\b", caught):
                 yield f"{node.lineno}: broad except"
@@ -237,6 +238,7 @@ GOOD = (
     (import_direction, "engine/a.py", "from rzero.kernels import resolve\nfrom rzero.engine.b import c\n"),
     (environment, "python/rzero/cli/run.py", "import os\nx = os.environ['A']\n"),
     (parameters, "engine/a.py", "def f(self, *, a, b, c, d, e, f, g, h, i): ...\n"),
+    (broad_except, "engine/a.py", "try:\n    x = 1\nexcept Exception as e:\n    raise ValueError from e\n"),
     (monkey_patch, "engine/a.py", "import torch\ny = torch.nn\nself.torch = y\n"),
     (words, "engine/a.py", "x = 'answers, questions'\n"),
 )
@@ -306,7 +308,7 @@ def test_import_cycle_is_found() -> None:
 def test_scheduler_and_pages_import_no_torch(name: str) -> None:
     edges = graph(all_modules())
     assert name in edges
-    heavy = {target.split(".")[0] for target in reachable(edges, name)} & {"torch", "numpy", "transformers"}
+    heavy = {target.split(".")[0] for target in reachable(edges, name)} & {"torch", "transformers"}
     assert not heavy
 
 
