@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers packed without padding, a shared prompt stored once.
 
-A pack is one row of tokens: every distinct prompt is one segment, every answer a segment whose prefix is its prompt.
-The row that predicts an answer's token is the row before it; for the first token that is the last row of the prompt,
-which all the answers of a group therefore share. The last token of an answer predicts nothing that is trained, so it
-needs no row.
+A pack is one row of tokens: every distinct prompt is one segment, every answer a segment whose prefix is its
+prompt. The row that predicts an answer's token is the row before it; for the first token that is the last row
+of the prompt, which all the answers of a group therefore share. The last token of an answer predicts nothing
+that is trained, so it needs no row.
 
 Letters: T rows of the pack, A answer tokens (each predicted by one of the T rows).
 """
@@ -46,10 +46,11 @@ class Pack:
 
 
 def pack(answers: Sequence[Scored], budget_tokens: int, device: torch.device) -> Iterator[Pack]:
-    """Packs all answers, in their order, into as few passes of at most `budget_tokens` rows as a greedy pass finds.
+    """Packs all answers, in their order, into passes of at most `budget_tokens` rows.
 
-    Answers to one prompt should be neighbours: they stay together where they fit one pass, and their prompt is
-    computed once per pass. One answer longer than the budget gets a pass of its own. Empty answers take no part.
+    Answers to one prompt should be neighbours: they stay together where they fit one pass, and their prompt
+    is computed once per pass. One answer longer than the budget gets a pass of its own. Empty answers take no
+    part.
     """
     begin = 0
     for members in split(answers, budget_tokens):

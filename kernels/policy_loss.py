@@ -103,8 +103,9 @@ def policy_loss_ref(
     ratio_T = log_ratio_T.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     dual = torch.inf if cfg.clip_dual is None else cfg.clip_dual
     is_good_T = advantage_T >= 0
-    low_T = torch.where(is_good_T, 0.0, 1 - cfg.clip_low).to(logp_T.dtype)
-    high_T = torch.where(is_good_T, 1 + cfg.clip_high, dual).to(logp_T.dtype)
+    # where() of two Python numbers is float32, which would round the bounds of a float64 oracle.
+    low_T = torch.where(is_good_T, 0.0, torch.full_like(logp_T, 1 - cfg.clip_low))
+    high_T = torch.where(is_good_T, torch.full_like(logp_T, 1 + cfg.clip_high), dual)
     term_T = -advantage_T * ratio_T.clamp(low_T, high_T)
     kl_T = None
     if ref_logp_T is not None:

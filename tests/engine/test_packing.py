@@ -13,7 +13,9 @@ PROMPTS = ((1,), (1, 2), (3, 4, 5), (1, 2, 3, 4, 5, 6, 7))
 
 def visible(packed: Pack, row: int) -> list[tuple[int, int]]:
     """(token, position) of every row that `row` attends to, itself last."""
-    for start, length, prefix_start, prefix_length in zip(*(x.tolist() for x in packed.segments), strict=True):
+    for start, length, prefix_start, prefix_length in zip(
+        *(x.tolist() for x in packed.segments), strict=True
+    ):
         if start <= row < start + length:
             rows = [*range(prefix_start, prefix_start + prefix_length), *range(start, row + 1)]
             return [(int(packed.ids_T[r]), int(packed.pos_T[r])) for r in rows]
@@ -29,7 +31,9 @@ def answer_lists(draw: st.DrawFn) -> list[Scored]:
 
 @settings(deadline=None)
 @given(answers=answer_lists(), budget=st.integers(1, 60))
-def test_every_answer_token_is_predicted_from_exactly_what_precedes_it(answers: list[Scored], budget: int) -> None:
+def test_every_answer_token_is_predicted_from_exactly_what_precedes_it(
+    answers: list[Scored], budget: int
+) -> None:
     flat = [(answer, i) for answer in answers for i in range(len(answer.answer_ids))]
     seen = 0
     for packed in pack(answers, budget, CPU):
@@ -41,7 +45,9 @@ def test_every_answer_token_is_predicted_from_exactly_what_precedes_it(answers: 
             assert visible(packed, row) == list(zip(before, range(len(before)), strict=True))
             assert target == answer.answer_ids[i]
         seen = packed.end
-        rows = sorted(r for s, n in zip(*packed.segments[:2], strict=True) for r in range(int(s), int(s) + int(n)))
+        rows = sorted(
+            r for s, n in zip(*packed.segments[:2], strict=True) for r in range(int(s), int(s) + int(n))
+        )
         assert rows == list(range(len(packed.ids_T))), "each row belongs to exactly one segment"
     assert seen == len(flat)
 
@@ -56,7 +62,12 @@ def test_a_pass_exceeds_the_budget_only_for_a_single_answer(answers: list[Scored
 
 
 def test_a_prompt_is_computed_once_per_pass_and_the_last_token_never() -> None:
-    answers = [Scored((1, 2, 3), (7, 8, 9)), Scored((1, 2, 3), (7, 8)), Scored((4,), (9,)), Scored((1, 2, 3), (5,))]
+    answers = [
+        Scored((1, 2, 3), (7, 8, 9)),
+        Scored((1, 2, 3), (7, 8)),
+        Scored((4,), (9,)),
+        Scored((1, 2, 3), (5,)),
+    ]
     (packed,) = pack(answers, 100, CPU)
     assert packed.ids_T.tolist() == [1, 2, 3, 7, 8, 7, 4]
     assert packed.pos_T.tolist() == [0, 1, 2, 3, 4, 3, 0]

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model, its roles, its page pool and a training step need in memory, computed beforehand.
+
+Sizes of weights come from the function that allocates them, run on the meta device; sizes of optimizer state
+from the number types the optimizer uses. Activations are counted tensor by tensor, as autograd keeps them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from rzero.engine.config import ModelConfig
+from rzero.engine.errors import InputError
+from rzero.engine.lora import LoraConfig, projection_shape
+from rzero.engine.optimizer import moments_dtype, needs_master
+from rzero.engine.weights import base_tensors, empty_weights
+
+
+class RolePlan(NamedTuple):
+    """How a role is held.
+
+    "shared": the tensors of another role. "apart": its own, not trained, such as a reference that stays while
+    its origin is trained. "full": its own and trained. "lora": shared ones with adapters that are trained.
+    """
+
+    name: str
+    held: Literal["shared", "apart", "full", "lora"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRequest:
+    """What is to be held at the same time. The base weights come in addition to the roles."""
+
+    dtype: torch.dtype
+    roles: Sequence[RolePlan] = ()
+    lora: LoraConfig | None = None
+    """The adapters of every "lora" role."""
+    pages: int = 0
+    page_size: int = 16
+    max_seqs: int = 0
+    """Sequences that are sampled in one step; their logits are float32."""
+    micro_batch_tokens: int = 0
+    """Tokens of one training pass; 0 = no training."""
+    recompute_layers: bool = False
+    keep_optimizers: bool = False
+    """Keep a role's optimizer state while another role is trained; else there is one state at a time."""
+
+
+class Part(NamedTuple):
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by purpose; `str` is the table that is shown to the user."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    def bytes_of(self, name: str) -> int:
+        """Bytes of one part; 0 where the plan has none of that name."""
+        return sum(part.bytes for part in self.parts if part.name == name)
+
+    def require(self, available_bytes: int) -> None:
+        """Raises InputError, with the numbers, where the plan needs more than there is."""
+        if self.total_bytes > available_bytes:
+            largest = max(self.parts, key=lambda part: part.bytes)
+            raise InputError(
+                f"memory: {gib(self.total_bytes)} are needed and {gib(available_bytes)} are available; "
+                f"the largest part is {largest.name} with {gib(largest.bytes)}"
+            )
+
+    def __str__(self) -> str:
+        rows = [*self.parts, Part("total", self.total_bytes)]
+        width = max(len(row.name) for row in rows)
+        return "\n".join(f"{row.name:<{width}}  {gib(row.bytes):>12}" for row in rows)
+
+
+def gib(count: int) -> str:
+    """Bytes for people: "1.25 GiB", below a GiB in MiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
+
+
+def plan_memory(config: ModelConfig, request: MemoryRequest) -> MemoryPlan:
+    """The plan of a request; nothing is allocated."""
+    item = request.dtype.itemsize
+    weights = weight_bytes(config, request.dtype)
+    adapters = 0 if request.lora is None else adapter_elements(config, request.lora) * item
+    parts = [Part("weights: base", weights)]
+    trained: list[int] = []
+    for role in request.roles:
+        if role.held == "lora" and request.lora is None:
+            raise InputError(
+                f"memory: role {role.name!r} is held as lora, but the request has no lora settings"
+            )
+        if role.held == "lora":
+            parts.append(Part(f"adapters: {role.name}", adapters))
+            trained.append(adapters // item)
+        elif role.held != "shared":
+            parts.append(Part(f"weights: {role.name}", weights))
+        if role.held == "full":
+            trained.append(weights // item)
+    if trained and request.micro_batch_tokens:
+        states = sum(trained) if request.keep_optimizers else max(trained)
+        wide = moments_dtype(request.dtype).itemsize
+        parts.append(Part("optimizer: moments", 2 * states * wide))
+        if needs_master(request.dtype):
+            parts.append(Part("optimizer: masters", states * wide))
+        # Autograd hands over gradients in the weights' type; they are added up in the moments' type.
+        passing = max(trained) * item
+        parts.append(Part("gradients", max(trained) * wide + passing))
+        parts.append(Part("activations", activation_bytes(config, request)))
+    if request.pages:
+        kv = request.pages * request.page_size * config.kv_bytes_per_token(item)
+        parts.append(Part("kv pages", kv))
+    if request.max_seqs:
+        parts.append(Part("logits", request.max_seqs * config.vocab_size * 4))
+    return MemoryPlan(tuple(parts))
+
+
+def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of one full set of weights."""
+    return sum(
+        tensor.nbytes for _, tensor in base_tensors(empty_weights(config, dtype, torch.device("meta")))
+    )
+
+
+def adapter_elements(config: ModelConfig, lora: LoraConfig) -> int:
+    """Weights in the adapters of one role: rank times (rows + columns) of every adapted projection."""
+    return config.layers * lora.rank * sum(sum(projection_shape(config, target)) for target in lora.targets)
+
+
+def activation_bytes(config: ModelConfig, request: MemoryRequest) -> int:
+    """What autograd keeps for one training pass."""
+    hidden, item = config.hidden_size, request.dtype.itemsize
+    layer = layer_bytes_per_token(config, item)
+    if request.recompute_layers:
+        layers = config.layers * 2 * hidden * item + layer
+    else:
+        layers = config.layers * layer
+    ends = 3 * hidden * item
+    return request.micro_batch_tokens * (layers + ends)
+
+
+def layer_bytes_per_token(config: ModelConfig, item: int) -> int:
+    """Bytes that one layer keeps per token for its backward pass."""
+    heads, head_size = config.heads, config.head_size
+    normed = 4 * config.hidden_size
+    rotated = config.qkv_size + (config.qkv_size if config.qk_norm else 0)
+    attended = heads * head_size
+    gated = 3 * config.intermediate_size
+    statistics = 4 * (2 + heads)
+    return item * (normed + rotated + attended + gated) + statistics

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GRPO updates of the very tensors that the sampler reads.
+
+One step: pack the answers (packing.py), score them under the reference and under the role, add up gradients
+over the micro-batches, clip, update (optimizer.py). Nothing is synchronised afterwards because there is one
+set of tensors. There is no pass for old log-probs either: the sampler's are those of the same weights, and
+how far they are off is a metric.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rzero.engine import grpo, optimizer
+from rzero.engine.config import ModelConfig
+from rzero.engine.errors import InputError
+from rzero.engine.grpo import TrainConfig, TrainGroup
+from rzero.engine.model import PackedStep, Step, forward
+from rzero.engine.optimizer import AdamW, State
+from rzero.engine.packing import Pack, Scored, pack
+from rzero.engine.weights import ModelWeights, Weights, substitute
+from rzero.kernels import Kernels
+from rzero.kernels.policy_loss import k3_ref
+
+StepMetrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """What backward left: gradients by name, unclipped, and the metrics so far, still on the device."""
+
+    grads: dict[str, Tensor]
+    totals: "Totals"
+    tokens_computed: int
+
+
+class Totals(NamedTuple):
+    """Scalars on the device, summed over the answer tokens of a step; the last is a maximum."""
+
+    loss: Tensor
+    kl: Tensor
+    entropy: Tensor
+    ratio: Tensor
+    clipped: Tensor
+    mismatch: Tensor
+    mismatch_max: Tensor
+
+    def plus(self, other: "Totals") -> "Totals":
+        sums = [a + b for a, b in zip(self[:-1], other[:-1], strict=True)]
+        return Totals(*sums, torch.maximum(self.mismatch_max, other.mismatch_max))
+
+
+class Trainer:
+    """Trains roles of one set of weights; keeps one optimizer state per role."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, kernels: Kernels, cos_RE: Tensor, sin_RE: Tensor
+    ) -> None:
+        """cos_RE, sin_RE: the tables of `rope_tables`; their rows bound the length of prompt and answer."""
+        self._config, self._weights, self._kernels = config, weights, kernels
+        self._cos_RE, self._sin_RE = cos_RE, sin_RE
+        self._optimizers: dict[str, AdamW] = {}
+
+    def train_step(
+        self, role: str, groups: Sequence[TrainGroup], cfg: TrainConfig, reference: str | None = None
+    ) -> StepMetrics:
+        """One optimizer update of `role` on all groups together.
+
+        Several updates per rollout are several calls, each with some of its groups. `reference` is the role
+        that the KL term compares with; it is needed unless cfg.kl_coef is 0.
+        Returns loss; means over answer tokens: kl (k3, to the reference), entropy, ratio_mean, clip_fraction,
+        mismatch_mean, and mismatch_max (|log-prob before this update - the sampler's|: what an exact engine
+        keeps at 0 in the first update on a rollout); grad_norm before clipping; learning_rate;
+        tokens_trained (of answers), tokens_computed (rows of the passes), groups, degenerate_groups; updates
+        so far; skipped: 1 where a number was not finite or all answers were empty, and nothing was changed.
+        Raises InputError for groups that cannot be trained on and for unknown roles.
+        """
+        result = self.gradients(role, groups, cfg, reference)
+        state = self._optimizer(role)
+        tokens = sum(len(sample.token_ids) for group in groups for sample in group.samples)
+        metrics: StepMetrics = {"grad_norm": 0.0, "tokens_trained": tokens, "groups": len(groups)}
+        metrics["degenerate_groups"] = sum(map(grpo.is_degenerate, groups))
+        metrics["learning_rate"] = optimizer.learning_rate(cfg, state.step + 1)
+        metrics["tokens_computed"] = 0 if result is None else result.tokens_computed
+        metrics |= dict.fromkeys(METRICS, 0.0)
+        apply = False
+        if result is not None:
+            norm = optimizer.global_norm(list(result.grads.values()))
+            # The only transfer of the step from the device: what decides whether to update comes with all
+            # metrics.
+            values = torch.stack([*result.totals, norm.to(result.totals.loss.dtype)]).tolist()
+            metrics |= _metrics(Totals(*values[:-1]), tokens)
+            metrics["grad_norm"] = values[-1]
+            apply = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
+            if apply:
+                self._weights.own(role)
+                scale = optimizer.clip_scale(metrics["grad_norm"], cfg.grad_clip)
+                state.update(dict(self._weights.trainable_tensors(role)), result.grads, cfg, scale)
+        metrics["updates"] = state.step
+        metrics["skipped"] = float(not apply)
+        return metrics
+
+    def gradients(
+        self, role: str, groups: Sequence[TrainGroup], cfg: TrainConfig, reference: str | None = None
+    ) -> Gradients | None:
+        """Gradients of the step's loss by tensor name, before clipping; None where no answer has a token.
+
+        Changes nothing. Gradients are float32 (float64 for float64 weights) and added up in the order of the
+        answers.
+        """
+        batch = self._prepare(role, groups, cfg)
+        if reference is None and cfg.kl_coef > 0:
+            raise InputError(
+                f"kl_coef is {cfg.kl_coef} but no reference role is given; name one, or set kl_coef to 0"
+            )
+        weights = self._weights.role(role)
+        ref_weights = None if reference is None else self._weights.role(reference)
+        trained = dict(self._weights.trainable_tensors(role))
+        # Leaves share the storage of the role's tensors, which other roles may share too, but not their
+        # autograd flags.
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in trained.items()}
+        policy = substitute(weights, {id(tensor): leaves[name] for name, tensor in trained.items()})
+        grads: dict[str, Tensor] = {}
+        totals: Totals | None = None
+        computed = 0
+        for packed in pack(batch.answers, cfg.micro_batch_tokens, self._cos_RE.device):
+            loss, part = self._micro_batch(policy, ref_weights, weights is ref_weights, packed, batch, cfg)
+            _accumulate(grads, torch.autograd.grad(loss, list(leaves.values())), leaves)
+            totals = part if totals is None else totals.plus(part)
+            computed += len(packed.ids_T)
+        return None if totals is None else Gradients(grads, totals, computed)
+
+    def _prepare(self, role: str, groups: Sequence[TrainGroup], cfg: TrainConfig) -> "_Batch":
+        config, device = self._config, self._cos_RE.device
+        grpo.check_groups(groups, config.vocab_size, len(self._cos_RE))
+        dtype = optimizer.moments_dtype(self._weights.role(role).embed.dtype)
+        samples = [sample for group in groups for sample in group.samples]
+        lengths = [len(sample.token_ids) for sample in samples]
+        advantage_B = grpo.advantages(groups, cfg.advantage, self._kernels, dtype)
+        advantage_A = advantage_B.repeat_interleave(torch.tensor(lengths))
+        return _Batch(
+            [Scored(group.prompt_ids, sample.token_ids) for group in groups for sample in group.samples],
+            grpo.old_logprobs(samples, cfg.temperature, dtype).to(device),
+            advantage_A.to(device),
+            grpo.token_weights(lengths, cfg.loss_mean, dtype).to(device),
+        )
+
+    def _micro_batch(
+        self,
+        policy: ModelWeights,
+        reference: ModelWeights | None,
+        same: bool,
+        packed: Pack,
+        batch: "_Batch",
+        cfg: TrainConfig,
+    ) -> tuple[Tensor, Totals]:
+        here = slice(packed.begin, packed.end)
+        logp_A, entropy_A = self._score(policy, packed, cfg.temperature, cfg.recompute_layers)
+        now_A, old_A = logp_A.detach(), batch.old_logp_A[here]
+        ref_A: Tensor | None = None
+        if reference is not None:
+            # A role that was not updated yet is its own reference: the same tensors would give the same bits.
+            ref_A = now_A if same else self._score_only(reference, packed, cfg.temperature)
+        out = self._kernels.policy_loss(
+            logp_A, old_A, ref_A, batch.advantage_A[here], batch.weight_A[here], cfg.policy_loss
+        )
+        with torch.no_grad():
+            count = packed.end - packed.begin
+            apart_A = (now_A - old_A).abs()
+            kl = now_A.new_zeros(()) if ref_A is None else k3_ref(now_A - ref_A).sum()
+            return out.loss, Totals(
+                out.loss.detach(),
+                kl,
+                entropy_A.sum(),
+                out.ratio_mean * count,
+                out.clip_fraction * count,
+                apart_A.sum(),
+                apart_A.max(),
+            )
+
+    def _score(
+        self, weights: ModelWeights, packed: Pack, temperature: float, recompute: bool
+    ) -> tuple[Tensor, Tensor]:
+        step = Step(packed.ids_T, packed.pos_T, PackedStep(packed.segments))
+        h_TD = forward(self._config, weights, step, self._kernels, self._cos_RE, self._sin_RE, recompute)
+        h_AD = h_TD.index_select(0, packed.row_A)
+        return self._kernels.linear_logprob(h_AD, weights.head, packed.target_A, temperature)
+
+    @torch.no_grad()
+    def _score_only(self, weights: ModelWeights, packed: Pack, temperature: float) -> Tensor:
+        return self._score(weights, packed, temperature, False)[0]
+
+    def logprobs(
+        self,
+        role: str,
+        answers: Sequence[tuple[Sequence[int], Sequence[int]]],
+        temperature: float = 1.0,
+        budget_tokens: int = 8192,
+    ) -> list[list[float]]:
+        """Log-prob of every token of each answer after its prompt, given as (prompt, answer) token ids.
+
+        Neighbours with the same prompt share its computation. The numbers are those that training would see.
+        """
+        scored = [Scored(prompt, answer) for prompt, answer in answers]
+        vocab_size, max_positions = self._config.vocab_size, len(self._cos_RE)
+        for i, (prompt_ids, answer_ids) in enumerate(scored):
+            grpo.check_prompt(prompt_ids, f"answers[{i}][0]", vocab_size)
+            grpo.check_answer(prompt_ids, answer_ids, f"answers[{i}]", vocab_size, max_positions)
+        weights = self._weights.role(role)
+        flat: list[float] = []
+        for packed in pack(scored, budget_tokens, self._cos_RE.device):
+            flat += self._score_only(weights, packed, temperature).tolist()
+        values = iter(flat)
+        return [[next(values) for _ in answer.answer_ids] for answer in scored]
+
+    def _optimizer(self, role: str) -> AdamW:
+        if role not in self._optimizers:
+            self._optimizers[role] = AdamW(self._kernels)
+        return self._optimizers[role]
+
+    def reset(self, role: str) -> None:
+        """Forgets the optimizer state of a role: moments, masters and step count."""
+        self._optimizers.pop(role, None)
+
+    def state(self, role: str) -> State:
+        """The optimizer state of a role: live tensors, to be stored before the next update, and the step."""
+        return self._optimizer(role).state()
+
+    def load_state(self, role: str, state: Mapping[str, Tensor | int]) -> None:
+        """Restores what `state` gave, once the role's weights are in place; InputError where it does not fit."""
+        if len(state) > 1:
+            self._weights.own(role)
+        fresh = AdamW(self._kernels)
+        fresh.load(state, dict(self._weights.trainable_tensors(role)))
+        self._optimizers[role] = fresh
+
+
+METRICS = ("loss", "kl", "entropy", "ratio_mean", "clip_fraction", "mismatch_mean", "mismatch_max")
+
+
+class _Batch(NamedTuple):
+    """The answers of a step and what their tokens (A) enter the loss with."""
+
+    answers: list[Scored]
+    old_logp_A: Tensor
+    advantage_A: Tensor
+    weight_A: Tensor
+
+
+def _metrics(totals: Totals, tokens: int) -> StepMetrics:
+    means = [total / tokens for total in totals[1:-1]]
+    return dict(zip(METRICS, [totals.loss, *means, totals.mismatch_max], strict=True))
+
+
+def _accumulate(grads: dict[str, Tensor], new: Sequence[Tensor], leaves: Mapping[str, Tensor]) -> None:
+    for (name, leaf), grad in zip(leaves.items(), new, strict=True):
+        if name in grads:
+            grads[name].add_(grad)
+        else:
+            grads[name] = grad.to(optimizer.moments_dtype(leaf.dtype))
