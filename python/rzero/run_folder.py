@@ -5,8 +5,8 @@
     state/state.json, state/<role>-<number>.safetensors    models/iteration-<i>/{solver,challenger}/
 
 `state.json` is the commit point: it names the last finished unit of work, the tensor files that belong to it,
-and the length in bytes of every journal at that moment. Whatever lies behind those lengths was written by a unit
-that never finished and is cut off on resume. The state before is kept as `previous.json`, lest the last be damaged.
+and the length in bytes of every journal at that moment. What lies behind those lengths was written by a unit that
+never finished, and is cut off on resume. The state before is kept as `previous.json` in case of damage.
 """
 
 import errno
@@ -60,7 +60,7 @@ class RunFolder:
         """A new run folder with `facts` as its run.json; raises InputError when it holds a run already."""
         folder = cls(Path(path), config)
         if (folder.path / "config.yaml").exists():
-            raise InputError(f"{path} already holds a run; go on with --resume {path}, or name another folder")
+            raise InputError(f"{path} already holds a run; go on with --resume {path} or name another")
         with explained(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
             folder._take_lock()
@@ -116,7 +116,7 @@ class RunFolder:
     # state
 
     def save_state(self, state: State, changed: Sequence[str]) -> None:
-        """Make `state` the one to resume from; of its tensors only the roles in `changed` are written anew."""
+        """Make `state` the one to resume from; only the tensors of roles in `changed` are written."""
         folder = self.path / "state"
         with explained(folder):
             folder.mkdir(exist_ok=True)
@@ -180,7 +180,7 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise _Damaged(f"{path} is damaged ({error})") from None
         if record["format"] != STATE_FORMAT or record["fingerprint"] != fingerprint(self.config):
-            raise _Damaged(f"{path} was saved with other settings than config.yaml holds, or by another version")
+            raise _Damaged(f"{path} was saved with other settings than config.yaml or by another version")
         tensors = {role: _read_tensors(path.parent / entry["file"], entry) for role, entry in files.items()}
         for name, size in offsets.items():
             journal = self.path / name

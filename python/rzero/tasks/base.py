@@ -114,12 +114,13 @@ _BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def last_box(text: str) -> str | None:
-    r"""What the last brace-matched \boxed{...} in the end of `text` holds; None when there is none or it is empty.
+    r"""What the last \boxed{...} in the end of `text` holds; None when there is none or it is empty.
 
-    A box that is never closed counts for nothing, escaped braces are signs and not brackets. Linear in time.
+    A box that is never closed counts for nothing, escaped braces are signs and not brackets, of boxes inside each
+    other the inner one counts. Linear in time.
     """
     text = text[-MAX_TEXT_CHARS:]
-    content = ""
+    last_start, content = -1, ""
     # Where each open brace begins its content; -1 for braces that are not a box.
     open_at: list[int] = []
     for match in _BRACE.finditer(text):
@@ -127,6 +128,6 @@ def last_box(text: str) -> str | None:
             open_at.append(match.end())
         elif match[0] == "{":
             open_at.append(-1)
-        elif match[0] == "}" and open_at and (start := open_at.pop()) >= 0:
-            content = text[start : match.start()]
+        elif match[0] == "}" and open_at and (start := open_at.pop()) > last_start:
+            last_start, content = start, text[start : match.start()]
     return content.strip() or None

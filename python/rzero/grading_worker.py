@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A grading process: reads pairs of answers as JSON lines, writes one verdict a line.
+
+`python -m rzero.grading_worker module:function memory_mib`. It ends when its input does, so no worker outlives the
+process that started it; it may be killed at any moment. It imports neither torch nor the rest of rzero.
+"""
+
+import ctypes
+import json
+import resource
+import signal
+import sys
+from importlib import import_module
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    target, memory_mib = sys.argv[1:]
+    if sys.platform == "linux":
+        # A worker that is busy when its parent is killed would otherwise go on until it reads its input again.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    module_name, _, function_name = target.partition(":")
+    same = vars(import_module(module_name))[function_name]
+    limit = int(memory_mib) << 20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        a, b = json.loads(line)
+        try:
+            verdict = "1" if same(a, b) else "0"
+        except (MemoryError, RecursionError):
+            verdict = "?"
+        print(verdict, flush=True)
+
+
+if __name__ == "__main__":
+    main()
