@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from rzero.engine.pages import Pages
 from rzero.engine.sampling import SamplingParams
 
@@ -35,6 +36,8 @@ class Request:
     """params.max_tokens, cut at the end of the context."""
     stop_ids: Ints
     """Tokens that end an answer."""
+    stop_enders: npt.NDArray[np.bool_] | None = None
+    """With stop strings: for each token of the vocabulary whether it can complete one of them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -112,7 +115,7 @@ class Batch:
         self.top_p[rows] = params.top_p
         self.min_p[rows] = params.min_p
         self.key[rows] = request.keys[[answer.index for answer in answers]]
-        self.has_stop_strings[rows] = len(params.stop) > 0
+        self.has_stop_strings[rows] = request.stop_enders is not None
         self.record[rows] = [self._free_records.pop() for _ in answers]
         self.owner[rows] = answers
         self.stop_ids[rows] = -1

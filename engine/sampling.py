@@ -3,12 +3,14 @@
 same thing.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from rzero.engine.errors import InputError
 
 _SEED_LIMIT = 2**64
@@ -83,10 +85,14 @@ def _check_float(name: str, value: object, low: float, high: float) -> None:
         raise InputError(f"{name} is {value}; it must be {allowed}")
 
 
-def answer_keys(seed: int, n: int) -> npt.NDArray[np.int64]:
-    """The 64-bit random keys of the n answers drawn with `seed`: key j depends on seed and j alone."""
+def answer_keys(prompt: npt.NDArray[np.int64], seed: int, n: int) -> npt.NDArray[np.int64]:
+    """The 64-bit random keys of n answers: key j depends on the prompt's token ids, the seed and j alone.
+
+    The prompt takes part so that prompts sampled with one seed do not draw the same random numbers.
+    """
+    text = hashlib.blake2b(prompt.tobytes(), digest_size=8, key=seed.to_bytes(16, "little"))
+    first = np.array([int.from_bytes(text.digest(), "little")], dtype=np.uint64)
     with np.errstate(over="ignore"):
-        first = _mix(np.array([seed % _SEED_LIMIT], dtype=np.uint64))
         return _mix(np.add(first, np.arange(n, dtype=np.uint64))).view(np.int64)
 
 

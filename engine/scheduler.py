@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
 from rzero.engine.batch import Answer, Batch, Ints, Request
 from rzero.engine.errors import InputError
 from rzero.engine.pages import PagePool, Pages
@@ -106,8 +107,8 @@ class Scheduler:
     def has_work(self) -> bool:
         return self.batch.size > 0 or any(self.queues.values())
 
-    def submit(self, request: Request) -> None:
-        """Queue a request; request ids grow. Raises InputError if it could never fit."""
+    def check_fits(self, request: Request) -> None:
+        """Raise InputError for a request that could never run, with the numbers."""
         length = len(request.prompt)
         if length >= self.max_length:
             raise InputError(
@@ -122,6 +123,10 @@ class Scheduler:
                 f"{self.pool.page_size} tokens, but the page pool has {self.pool.num_pages}; "
                 "shorten it or enlarge the pool"
             )
+
+    def submit(self, request: Request) -> None:
+        """Queue a request that fits; request ids grow."""
+        self.check_fits(request)
         key = (request.role, request.prompt.tobytes())
         prefix = self._prefixes.setdefault(key, Prefix(request.prompt, key))
         prefix.waiting += request.params.n
@@ -175,8 +180,8 @@ class Scheduler:
                 self._leave(group.prefix, group.waiting)
 
     def clear(self) -> None:
-        """Forget all requests."""
-        self.batch.remove(np.arange(self.batch.size))
+        """Forget all requests, in whatever state an interrupted step has left them."""
+        self.batch = Batch(self.batch.max_seqs, self.batch.table.shape[1])
         self.queues.clear()
         self._prefixes.clear()
         self._held.clear()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scheduler whose cache holds tokens instead of keys and values, so that what a row would read can be compared.
+"""A scheduler whose cache holds tokens instead of keys and values, so that what a row would read can be
+compared.
 
-Each drawn token is a function of the whole history found in the row's pages, of its key and its position, as with a real
-model; a page that was lost, overwritten, shared too long or not copied gives a wrong history.
+Each drawn token is a function of the whole history found in the row's pages, of its key and its position,
+as with a real model; a page that was lost, overwritten, shared too long or not copied gives a wrong
+history.
 """
 
 import zlib
@@ -23,8 +25,8 @@ def request(
     request_id: int, prompt: Sequence[int], n: int, max_tokens: int, role: str = "base", stop: int = STOP
 ) -> Request:
     params = SamplingParams(n=n, max_tokens=max_tokens)
-    keys = answer_keys(len(prompt) + sum(prompt), n)
-    return Request(request_id, role, np.array(prompt), params, keys, max_tokens, np.array([stop]))
+    ids = np.array(prompt)
+    return Request(request_id, role, ids, params, answer_keys(ids, 0, n), max_tokens, np.array([stop]))
 
 
 def next_token(history: Sequence[int], key: int) -> int:
