@@ -25,7 +25,8 @@ def learning_rate(cfg: TrainConfig, step: int) -> float:
 
 def global_norm(grads: Sequence[Tensor]) -> Tensor:
     """Euclidean norm over all gradients, a scalar on their device; not finite where any gradient is not."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+    return norm
 
 
 def clip_scale(norm: float, grad_clip: float) -> float:

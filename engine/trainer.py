@@ -29,29 +29,20 @@ from rzero.kernels.policy_loss import k3_ref
 StepMetrics = dict[str, float]
 
 
+# Means over answer tokens, in the order of `Gradients.sums`.
+MEANS = ("kl", "entropy", "ratio_mean", "clip_fraction", "mismatch_mean")
+
+
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """What backward left: gradients by name, unclipped, and the metrics so far, still on the device."""
+    """What backward left, on the device: gradients by name, before clipping, and what was measured."""
 
     grads: dict[str, Tensor]
-    totals: "Totals"
-    tokens_computed: int
-
-
-class Totals(NamedTuple):
-    """Scalars on the device, summed over the answer tokens of a step; the last is a maximum."""
-
     loss: Tensor
-    kl: Tensor
-    entropy: Tensor
-    ratio: Tensor
-    clipped: Tensor
-    mismatch: Tensor
+    sums: Tensor
+    """[5] sums over answer tokens of what MEANS names."""
     mismatch_max: Tensor
-
-    def plus(self, other: "Totals") -> "Totals":
-        sums = [a + b for a, b in zip(self[:-1], other[:-1], strict=True)]
-        return Totals(*sums, torch.maximum(self.mismatch_max, other.mismatch_max))
+    tokens_computed: int
 
 
 class Trainer:
@@ -86,15 +77,15 @@ class Trainer:
         metrics["degenerate_groups"] = sum(map(grpo.is_degenerate, groups))
         metrics["learning_rate"] = optimizer.learning_rate(cfg, state.step + 1)
         metrics["tokens_computed"] = 0 if result is None else result.tokens_computed
-        metrics |= dict.fromkeys(METRICS, 0.0)
+        metrics |= dict.fromkeys(("loss", "mismatch_max", *MEANS), 0.0)
         apply = False
         if result is not None:
-            norm = optimizer.global_norm(list(result.grads.values()))
+            norm = optimizer.global_norm(list(result.grads.values())).to(result.loss.dtype)
             # The only transfer of the step from the device: what decides whether to update comes with all
             # metrics.
-            values = torch.stack([*result.totals, norm.to(result.totals.loss.dtype)]).tolist()
-            metrics |= _metrics(Totals(*values[:-1]), tokens)
-            metrics["grad_norm"] = values[-1]
+            values = torch.stack([result.loss, norm, result.mismatch_max, *result.sums]).tolist()
+            metrics["loss"], metrics["grad_norm"], metrics["mismatch_max"] = values[:3]
+            metrics |= {name: total / tokens for name, total in zip(MEANS, values[3:], strict=True)}
             apply = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
             if apply:
                 self._weights.own(role)
@@ -112,29 +103,27 @@ class Trainer:
         Changes nothing. Gradients are float32 (float64 for float64 weights) and added up in the order of the
         answers.
         """
-        batch = self._prepare(role, groups, cfg)
         if reference is None and cfg.kl_coef > 0:
             raise InputError(
                 f"kl_coef is {cfg.kl_coef} but no reference role is given; name one, or set kl_coef to 0"
             )
         weights = self._weights.role(role)
         ref_weights = None if reference is None else self._weights.role(reference)
+        batch = self._prepare(role, groups, cfg, ref_weights is weights)
         trained = dict(self._weights.trainable_tensors(role))
         # Leaves share the storage of the role's tensors, which other roles may share too, but not their
         # autograd flags.
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in trained.items()}
         policy = substitute(weights, {id(tensor): leaves[name] for name, tensor in trained.items()})
-        grads: dict[str, Tensor] = {}
-        totals: Totals | None = None
-        computed = 0
+        total: Gradients | None = None
         for packed in pack(batch.answers, cfg.micro_batch_tokens, self._cos_RE.device):
-            loss, part = self._micro_batch(policy, ref_weights, weights is ref_weights, packed, batch, cfg)
-            _accumulate(grads, torch.autograd.grad(loss, list(leaves.values())), leaves)
-            totals = part if totals is None else totals.plus(part)
-            computed += len(packed.ids_T)
-        return None if totals is None else Gradients(grads, totals, computed)
+            part = self._micro_batch(policy, leaves, ref_weights, packed, batch, cfg)
+            total = part if total is None else _add(total, part)
+        return total
 
-    def _prepare(self, role: str, groups: Sequence[TrainGroup], cfg: TrainConfig) -> "_Batch":
+    def _prepare(
+        self, role: str, groups: Sequence[TrainGroup], cfg: TrainConfig, is_own_reference: bool
+    ) -> "_Batch":
         config, device = self._config, self._cos_RE.device
         grpo.check_groups(groups, config.vocab_size, len(self._cos_RE))
         dtype = optimizer.moments_dtype(self._weights.role(role).embed.dtype)
@@ -147,40 +136,36 @@ class Trainer:
             grpo.old_logprobs(samples, cfg.temperature, dtype).to(device),
             advantage_A.to(device),
             grpo.token_weights(lengths, cfg.loss_mean, dtype).to(device),
+            is_own_reference,
         )
 
     def _micro_batch(
         self,
         policy: ModelWeights,
+        leaves: dict[str, Tensor],
         reference: ModelWeights | None,
-        same: bool,
         packed: Pack,
         batch: "_Batch",
         cfg: TrainConfig,
-    ) -> tuple[Tensor, Totals]:
+    ) -> Gradients:
         here = slice(packed.begin, packed.end)
         logp_A, entropy_A = self._score(policy, packed, cfg.temperature, cfg.recompute_layers)
         now_A, old_A = logp_A.detach(), batch.old_logp_A[here]
         ref_A: Tensor | None = None
         if reference is not None:
             # A role that was not updated yet is its own reference: the same tensors would give the same bits.
-            ref_A = now_A if same else self._score_only(reference, packed, cfg.temperature)
+            ref_A = now_A if batch.is_own_reference else self._score_only(reference, packed, cfg.temperature)
         out = self._kernels.policy_loss(
             logp_A, old_A, ref_A, batch.advantage_A[here], batch.weight_A[here], cfg.policy_loss
         )
-        with torch.no_grad():
-            count = packed.end - packed.begin
-            apart_A = (now_A - old_A).abs()
-            kl = now_A.new_zeros(()) if ref_A is None else k3_ref(now_A - ref_A).sum()
-            return out.loss, Totals(
-                out.loss.detach(),
-                kl,
-                entropy_A.sum(),
-                out.ratio_mean * count,
-                out.clip_fraction * count,
-                apart_A.sum(),
-                apart_A.max(),
-            )
+        new = torch.autograd.grad(out.loss, list(leaves.values()))
+        wide = optimizer.moments_dtype(now_A.dtype)
+        grads = {name: grad.to(wide) for name, grad in zip(leaves, new, strict=True)}
+        apart_A = (now_A - old_A).abs()
+        kl = torch.zeros_like(apart_A[0]) if ref_A is None else k3_ref(now_A - ref_A).sum()
+        count = packed.end - packed.begin
+        sums = [kl, entropy_A.sum(), out.ratio_mean * count, out.clip_fraction * count, apart_A.sum()]
+        return Gradients(grads, out.loss.detach(), torch.stack(sums), apart_A.max(), len(packed.ids_T))
 
     def _score(
         self, weights: ModelWeights, packed: Pack, temperature: float, recompute: bool
@@ -231,15 +216,12 @@ class Trainer:
         return self._optimizer(role).state()
 
     def load_state(self, role: str, state: Mapping[str, Tensor | int]) -> None:
-        """Restores what `state` gave, once the role's weights are in place; InputError where it does not fit."""
+        """Restores a `state`, once the role's weights are in place; raises InputError where it misfits."""
         if len(state) > 1:
             self._weights.own(role)
         fresh = AdamW(self._kernels)
         fresh.load(state, dict(self._weights.trainable_tensors(role)))
         self._optimizers[role] = fresh
-
-
-METRICS = ("loss", "kl", "entropy", "ratio_mean", "clip_fraction", "mismatch_mean", "mismatch_max")
 
 
 class _Batch(NamedTuple):
@@ -249,16 +231,17 @@ class _Batch(NamedTuple):
     old_logp_A: Tensor
     advantage_A: Tensor
     weight_A: Tensor
+    is_own_reference: bool
 
 
-def _metrics(totals: Totals, tokens: int) -> StepMetrics:
-    means = [total / tokens for total in totals[1:-1]]
-    return dict(zip(METRICS, [totals.loss, *means, totals.mismatch_max], strict=True))
-
-
-def _accumulate(grads: dict[str, Tensor], new: Sequence[Tensor], leaves: Mapping[str, Tensor]) -> None:
-    for (name, leaf), grad in zip(leaves.items(), new, strict=True):
-        if name in grads:
-            grads[name].add_(grad)
-        else:
-            grads[name] = grad.to(optimizer.moments_dtype(leaf.dtype))
+def _add(total: Gradients, part: Gradients) -> Gradients:
+    """The sum of two micro-batches; the gradients are added up in place."""
+    for name, grad in total.grads.items():
+        grad.add_(part.grads[name])
+    return Gradients(
+        total.grads,
+        total.loss + part.loss,
+        total.sums + part.sums,
+        torch.maximum(total.mismatch_max, part.mismatch_max),
+        total.tokens_computed + part.tokens_computed,
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training tests compare with: a decoder and a GRPO loss written out plainly, one sequence at a time.
+"""What the training tests compare with: a decoder and a GRPO loss written plainly, one sequence at a time.
 
 No packing, no fused tensors, no kernels; the only thing shared with the engine is the table of rotary angles.
 """
