@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How alike questions are: clusters by average linkage on 1 - BLEU, over the tokens that the task names.
 
-Words for mathematics in English, characters for bare arithmetic: the task's `tokens` decides. BLEU is not symmetric;
-as in the authors' code the earlier question is the hypothesis and the later one the reference.
+Words for mathematics in English, characters for bare arithmetic: the task's `tokens` decides. BLEU is not
+symmetric; as in the authors' code the earlier question is the hypothesis and the later one the reference.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ def similarity(texts: Sequence[Sequence[str]], bleu: Bleu) -> NDArray[np.float64
 def clusters(distance: NDArray[np.float64], threshold: float) -> list[int]:
     """A cluster number per item: average linkage, merged while the mean distance is below `threshold`.
 
-    The nearest-neighbour chain takes N^2 time. It finds the same tree as merging the nearest pair again and again,
-    because averages never bring two clusters nearer than their parts were. Numbers go by first appearance.
+    The nearest-neighbour chain takes N^2 time. It finds the same tree as merging the nearest pair again and
+    again, because averages never bring two clusters nearer than their parts were. Numbers go by appearance.
     """
     items = len(distance)
     apart = distance.astype(np.float64, copy=True)

@@ -33,7 +33,9 @@ def challenger_rewards(
         if share is None:
             rewards.append(settings.invalid_reward)
             continue
-        reward = uncertainty_reward(share, settings.reward_scale) - settings.repetition_weight * next(penalties)
+        reward = uncertainty_reward(share, settings.reward_scale) - settings.repetition_weight * next(
+            penalties
+        )
         rewards.append(reward if settings.reward_floor is None else max(settings.reward_floor, reward))
     return rewards
 

@@ -58,7 +58,11 @@ def count_votes(questions: Sequence[Sequence[str | None]], same_many: SameMany) 
             unsorted[i] = [text for text, verdict in judged if not verdict]
             failures[i] += sum(verdict is None for _, verdict in judged)
     return [
-        Vote(tuple(answers), tuple((first, sum(a in members for a in answers)) for first, members in found.items()), lost)
+        Vote(
+            tuple(answers),
+            tuple((first, sum(a in members for a in answers)) for first, members in found.items()),
+            lost,
+        )
         for answers, found, lost in zip(questions, classes, failures, strict=True)
     ]
 

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A judge in processes that can be killed: equality of untrusted answers under limits of time and memory.
+
+Workers are started as plain commands and spoken to through pipes: nothing is forked from a program with threads,
+and the user's main module is not imported again. A worker that exceeds a limit is replaced, and the pair it was at
+has the verdict None. Workers end with the process that started them, however that ends.
+"""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rzero.engine.errors import InputError
+
+Pair = tuple[str, str]
+
+# A busy machine may be this much slower than its processor time says; beyond it a worker counts as stuck.
+CLOCK_FACTOR = 20.0
+START_LIMIT_S = 300.0
+# Pairs sent ahead to a worker: enough to hide the pipe's latency, few enough that a pipe never fills.
+AHEAD = 16
+
+
+class Limits(NamedTuple):
+    """What one comparison may take."""
+
+    cpu_seconds: float = 5.0
+    """processor time"""
+    memory_mib: int = 2048
+    """address space of a worker"""
+    chars: int = 1000
+    """longer answers are not judged; they are equal only if they are the same text"""
+
+
+LIMITS = Limits()
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    deadline: float
+    is_ready: bool = False
+    pending: deque[Pair] = field(default_factory=deque)
+    unread: bytes = b""
+
+
+class Judge:
+    """Verdicts of `function` ("module:name", two texts to a bool) on pairs of texts, cached.
+
+    Pairs are unordered: (a, b) and (b, a) are one. Processes start with the first pair that needs one.
+    """
+
+    def __init__(
+        self, function: str, workers: int = 2, limits: Limits = LIMITS, cache_pairs: int = 100_000
+    ) -> None:
+        self._function, self._limits = function, limits
+        self._count, self._cache_pairs = workers, cache_pairs
+        self._workers: list[_Worker] = []
+        self._cache: OrderedDict[Pair, bool | None] = OrderedDict()
+        self._counts = dict.fromkeys(("judged", "cached", "too_long", "timeouts", "crashes"), 0)
+
+    def compare(self, pairs: Sequence[Pair]) -> list[bool | None]:
+        """A verdict per pair, in order: True, False, or None where a limit was exceeded."""
+        keys = [(a, b) if a <= b else (b, a) for a, b in pairs]
+        verdicts: dict[Pair, bool | None] = {}
+        wanted = []
+        for key in dict.fromkeys(keys):
+            if key[0] == key[1]:
+                verdicts[key] = True
+            elif max(map(len, key)) > self._limits.chars:
+                verdicts[key] = False
+                self._counts["too_long"] += 1
+            elif key in self._cache:
+                self._cache.move_to_end(key)
+                verdicts[key] = self._cache[key]
+                self._counts["cached"] += 1
+            else:
+                wanted.append(key)
+        for key, verdict in self._judge(wanted).items():
+            verdicts[key] = self._cache[key] = verdict
+        while len(self._cache) > self._cache_pairs:
+            self._cache.popitem(last=False)
+        return [verdicts[key] for key in keys]
+
+    def counters(self) -> dict[str, float]:
+        """Counts since the last call: judged, cached, too_long, timeouts, crashes."""
+        counts = {name: float(count) for name, count in self._counts.items()}
+        self._counts = dict.fromkeys(self._counts, 0)
+        return counts
+
+    def close(self) -> None:
+        """End the workers; the next pair would start new ones."""
+        for worker in self._workers:
+            _kill(worker)
+        self._workers = []
+
+    def _judge(self, pairs: Sequence[Pair]) -> dict[Pair, bool | None]:
+        verdicts: dict[Pair, bool | None] = {}
+        waiting = deque(pairs)
+        try:
+            while len(verdicts) < len(pairs):
+                while len(self._workers) < min(self._count, len(pairs)):
+                    self._workers.append(self._start())
+                for worker in self._workers:
+                    self._feed(worker, waiting)
+                self._collect(verdicts, waiting)
+        except BaseException:
+            # Ctrl-C in between: replies to pairs of this call must not be taken for those of the next.
+            self.close()
+            raise
+        return verdicts
+
+    def _start(self) -> _Worker:
+        limits = [str(self._limits.cpu_seconds), str(self._limits.memory_mib)]
+        command = [sys.executable, "-m", "rzero.grading_worker", self._function, *limits]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        return _Worker(process, time.monotonic() + START_LIMIT_S)
+
+    def _feed(self, worker: _Worker, waiting: deque[Pair]) -> None:
+        assert worker.process.stdin is not None
+        lines = []
+        while worker.is_ready and waiting and len(worker.pending) < AHEAD:
+            if not worker.pending:
+                worker.deadline = time.monotonic() + self._limits.cpu_seconds * CLOCK_FACTOR
+            worker.pending.append(waiting.popleft())
+            lines.append(json.dumps(worker.pending[-1]) + "\n")
+        left = memoryview("".join(lines).encode())
+        # A worker that died breaks the pipe; _collect finds out and has these pairs judged again.
+        with suppress(BrokenPipeError):
+            while left:
+                left = left[os.write(worker.process.stdin.fileno(), left) :]
+
+    def _collect(self, verdicts: dict[Pair, bool | None], waiting: deque[Pair]) -> None:
+        """Take what the workers say next, or let the nearest deadline pass."""
+        busy = [worker for worker in self._workers if worker.pending or not worker.is_ready]
+        with selectors.DefaultSelector() as selector:
+            for worker in busy:
+                assert worker.process.stdout is not None
+                selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+            nearest = min(worker.deadline for worker in busy)
+            ready = [key.data for key, _ in selector.select(max(0.0, nearest - time.monotonic()))]
+        for worker in ready:
+            is_alive = self._read(worker, verdicts)
+            if not is_alive:
+                is_timeout = worker.process.wait(START_LIMIT_S) == -signal.SIGPROF
+                self._replace(worker, "timeouts" if is_timeout else "crashes", verdicts, waiting)
+        now = time.monotonic()
+        for worker in [w for w in busy if w not in ready and w.deadline <= now]:
+            self._replace(worker, "timeouts", verdicts, waiting)
+
+    def _read(self, worker: _Worker, verdicts: dict[Pair, bool | None]) -> bool:
+        """Take the verdicts that are there; False when the worker is dead or talks nonsense."""
+        assert worker.process.stdout is not None
+        part = worker.process.stdout.read(1 << 16)
+        if not part:
+            return False
+        *lines, worker.unread = (worker.unread + part).split(b"\n")
+        for line in lines:
+            if line == b"ready" and not worker.is_ready:
+                worker.is_ready = True
+            elif line in (b"0", b"1", b"?") and worker.pending:
+                verdicts[worker.pending.popleft()] = None if line == b"?" else line == b"1"
+                self._counts["judged"] += 1
+                self._counts["crashes"] += line == b"?"
+            else:
+                _kill(worker)
+                return False
+            worker.deadline = time.monotonic() + self._limits.cpu_seconds * CLOCK_FACTOR
+        return True
+
+    def _replace(
+        self, worker: _Worker, reason: str, verdicts: dict[Pair, bool | None], waiting: deque[Pair]
+    ) -> None:
+        _kill(worker)
+        self._workers.remove(worker)
+        if not worker.is_ready:
+            raise InputError(
+                f"a grading process did not start; try: {' '.join(map(str, worker.process.args))}"
+            )  # type: ignore[arg-type]
+        self._counts[reason] += 1
+        if worker.pending:
+            verdicts[worker.pending.popleft()] = None
+        waiting.extendleft(reversed(worker.pending))
+
+
+def _kill(worker: _Worker) -> None:
+    worker.process.kill()
+    worker.process.wait()
+    for pipe in (worker.process.stdin, worker.process.stdout):
+        if pipe is not None:
+            pipe.close()

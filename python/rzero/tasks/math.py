@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Mathematics in words and LaTeX: R-Zero's own task, with math-verify as the judge.
+
+Prompts say what those of the paper's code say (verl/utils/dataset.py of R-Zero): the Challenger writes a question
+between tags and its answer in a box, the Solver reasons and boxes. Without a chat template the same text stands
+after "system:" and "user:", with a cue for the assistant that the authors' code lacks.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from rzero.engine.errors import InputError
+from rzero.grading import Judge
+from rzero.tasks.base import MAX_TEXT_CHARS, Invalid, Problem, Question, Task, TaskTokenizer, last_box
+
+CHALLENGER_SYSTEM = r"""You are an expert competition-math problem setter.
+FIRST, in your private scratch-pad, think step by step to design a brand-new, non-trivial problem. It may come from any field of mathematics: algebra, geometry, number theory, combinatorics, prealgebra, probability, statistics, calculus and others. Aim for a difficulty at which fewer than 30% of advanced high-school students could solve it. Do not reuse textbook problems or problems of known contests.
+THEN, without revealing any of your private thoughts, output exactly the following two blocks:
+
+<question>
+{The full problem statement on one or more lines}
+</question>
+
+\boxed{final_answer}
+
+Do NOT output anything else: no explanations, no extra markup."""  # noqa: E501
+CHALLENGER_USER = "Generate one new, challenging reasoning question now. Remember to format the output exactly as instructed."
+SOLVER_SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
+
+MAX_QUESTION_CHARS = 4000
+# Questions that share this many words in a row with a held-out problem count as that problem.
+OVERLAP_WORDS = 13
+
+_NUMBER = re.compile(r"[+-]?(?:\d{1,300}(?:\.\d{0,300})?|\.\d{1,300})")
+_WORD = re.compile(r"\w+")
+
+
+class Math(Task):
+    """Word problems with one boxed answer; held-out sets come from a folder of JSON lines, none by default."""
+
+    name = "math"
+
+    def __init__(self, data: str | None = None) -> None:
+        self._sets = _read_sets(Path(data)) if data is not None else {}
+        problems = [problem for rows in self._sets.values() for problem in rows]
+        self._held_out = {self.canonical(problem.question) for problem in problems}
+        self._held_out_runs = {run for problem in problems for run in _word_runs(problem.question)}
+        self._judge = Judge("rzero.math_judge:same")
+
+    def challenger_prompt(self, tokenizer: TaskTokenizer) -> list[int]:
+        return _ask(tokenizer, CHALLENGER_SYSTEM, CHALLENGER_USER)
+
+    def solver_prompt(self, tokenizer: TaskTokenizer, question: str) -> list[int]:
+        return _ask(tokenizer, SOLVER_SYSTEM, question)
+
+    def parse_question(self, text: str) -> Question | Invalid:
+        text = text[:MAX_TEXT_CHARS]
+        before, closing, after = text.rpartition("</question>")
+        _, opening, question = before.rpartition("<question>")
+        question = question.strip()
+        if not (opening and closing):
+            return Invalid("no question block")
+        if not question:
+            return Invalid("empty question")
+        if len(question) > MAX_QUESTION_CHARS:
+            return Invalid("question too long")
+        if r"\boxed" in question:
+            return Invalid("answer inside the question")
+        answer = last_box(after)
+        return Question(question, answer) if answer is not None else Invalid("no boxed answer")
+
+    def extract_answer(self, text: str) -> str | None:
+        return last_box(text)
+
+    def same(self, a: str, b: str) -> bool | None:
+        return self.same_many([(a, b)])[0]
+
+    def same_many(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """Equal texts and plain numbers are decided here, all others by math-verify in its own processes."""
+        normal = [(normalised(a), normalised(b)) for a, b in pairs]
+        verdicts = [_decided(a, b) for a, b in normal]
+        unclear = [pair for pair, verdict in zip(normal, verdicts, strict=True) if verdict is None]
+        judged = iter(self._judge.compare(unclear))
+        return [next(judged) if verdict is None else verdict for verdict in verdicts]
+
+    def canonical(self, question: str) -> str:
+        return " ".join(unicodedata.normalize("NFKC", question).casefold().split()).rstrip(" .?!")
+
+    def held_out(self) -> Mapping[str, Sequence[Problem]]:
+        return self._sets
+
+    def is_held_out(self, question: str) -> bool:
+        """Whether it is a held-out problem but for case and blanks, or shares 13 words in a row with one."""
+        if self.canonical(question) in self._held_out:
+            return True
+        return not self._held_out_runs.isdisjoint(_word_runs(question))
+
+    def counters(self) -> dict[str, float]:
+        return self._judge.counters()
+
+    def close(self) -> None:
+        self._judge.close()
+
+
+def create(data: str | None) -> Task:
+    """The math task with the held-out sets of folder `data`, or none."""
+    return Math(data)
+
+
+def normalised(answer: str) -> str:
+    """An answer without blanks around it, dollar signs, a final full stop, thousands commas, \\left and \\right."""
+    text = unicodedata.normalize("NFKC", answer[:MAX_TEXT_CHARS]).strip().strip("$").strip().rstrip(".")
+    text = (
+        text.replace(r"\left", "")
+        .replace(r"\right", "")
+        .replace(r"\dfrac", r"\frac")
+        .replace(r"\tfrac", r"\frac")
+    )
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", text):
+        text = text.replace(",", "")
+    return " ".join(text.split())
+
+
+def _decided(a: str, b: str) -> bool | None:
+    if a == b:
+        return True
+    if _NUMBER.fullmatch(a) and _NUMBER.fullmatch(b):
+        return Fraction(a) == Fraction(b)
+    return None
+
+
+def _ask(tokenizer: TaskTokenizer, system: str, user: str) -> list[int]:
+    if tokenizer.has_chat_template:
+        return tokenizer.chat([{"role": "system", "content": system}, {"role": "user", "content": user}])
+    return tokenizer.encode(f"system: {system}\nuser: {user}\nassistant:")
+
+
+def _word_runs(text: str) -> list[tuple[str, ...]]:
+    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return [tuple(words[i : i + OVERLAP_WORDS]) for i in range(len(words) - OVERLAP_WORDS + 1)]
+
+
+def _read_sets(folder: Path) -> dict[str, list[Problem]]:
+    paths = sorted(folder.glob("*.jsonl"))
+    if not paths:
+        raise InputError(
+            f"data = {str(folder)!r} holds no held-out set: expected a folder with <name>.jsonl files"
+        )
+    return {path.stem: _read_set(path) for path in paths}
+
+
+def _read_set(path: Path) -> list[Problem]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    problems = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            problems.append(Problem(str(row["problem"]), str(row["answer"])))
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f'{path}, line {number}: expected {{"problem": ..., "answer": ...}}, found {line[:80]!r}'
+            ) from None
+    return problems
