@@ -166,8 +166,10 @@ function mark(svg, toX, { value, half }, y, name) {
 // before, after: counts of questions by the number of votes of the majority; the band low..high is kept
 function histogram({ title, detail, before, after, low, high, height = 200 }) {
   const shares = (counts) => { const sum = counts.reduce((a, b) => a + b, 0) || 1; return counts.map((count) => count / sum); };
-  const groups = [["before", before, "base"], ["after", after, "challenger"]].filter((one) => one[1]).map(([name, counts, hue]) => ({ name, hue, shares: shares(counts), counts }));
-  const highest = Math.max(...groups.flatMap((group) => group.shares));
+  const shown = shares(after), earlier = before ? shares(before) : [];
+  // Votes of another number are drawn at the same share, and as tall as they would be with bars of this width.
+  const scale = before ? (before.length - 1) / (after.length - 1) : 1;
+  const highest = Math.max(...shown, ...earlier.map((share) => share * scale));
   return panel(title, detail, height, (svg, width) => {
     const left = 38, right = 6, top = 12, bottom = 40, votes = after.length - 1;
     const slot = (width - left - right) / (votes + 1);
@@ -179,15 +181,17 @@ function histogram({ title, detail, before, after, low, high, height = 200 }) {
       svg.append(shape("line", { class: "axis", x1: left, x2: width - right, y1: toY(y), y2: toY(y) }));
       svg.append(shape("text", { x: left - 8, y: toY(y) + 4, "text-anchor": "end" }, percent(y)));
     }
-    groups.forEach((group, g) => {
-      const thick = slot * 0.4, count = group.shares.length - 1;
-      group.shares.forEach((share, i) => {
-        const x = toX(i / count) + (groups.length > 1 ? (g ? 0.02 : -0.42) * slot : -0.2 * slot);
-        const bar = shape("rect", { x, y: toY(share), width: thick, height: toY(0) - toY(share), fill: colour(group.hue), rx: 1 });
-        bar.addEventListener("pointermove", (event) => showTip(event, `${group.name}: ${i} of ${count} votes\n${group.counts[i]} questions, ${percent(share)}`));
-        bar.addEventListener("pointerleave", hideTip);
-        svg.append(bar);
-      });
+    if (before) {
+      const corners = earlier.map((share, i) => `${toX(i / (before.length - 1))},${toY(share * scale)}`);
+      const outline = [`${toX(0)},${toY(0)}`, ...corners, `${toX(1)},${toY(0)}`].join(" ");
+      svg.append(shape("polygon", { points: outline, fill: colour("base"), opacity: 0.45 }));
+      svg.append(shape("polyline", { points: corners.join(" "), fill: "none", stroke: colour("base"), "stroke-width": 2 }));
+    }
+    shown.forEach((share, i) => {
+      const bar = shape("rect", { x: toX(i / votes) - slot * 0.31, y: toY(share), width: slot * 0.62, height: toY(0) - toY(share), fill: colour("challenger"), opacity: 0.92, rx: 1 });
+      bar.addEventListener("pointermove", (event) => showTip(event, `${i} of ${votes} votes\n${after[i]} questions, ${percent(share)}`));
+      bar.addEventListener("pointerleave", hideTip);
+      svg.append(bar);
     });
     for (let i = 0; i <= votes; i++) svg.append(shape("text", { x: toX(i / votes), y: height - 22, "text-anchor": "middle" }, i));
     svg.append(shape("text", { x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle" }, `votes for the most common answer, of ${votes}`));
@@ -209,9 +213,9 @@ function waterfall({ title, detail, rows, parts }) {
       svg.append(shape("text", { class: "strong", x: 0, y: y + 13 }, row.set));
       svg.append(shape("rect", { x: toX(0), y, width: toX(row.base) - toX(0), height: 18, fill: colour("base"), rx: 1 }));
       let at = row.base;
-      for (const [name, label, hue, opacity] of parts) {
+      for (const [name, label, hue] of parts) {
         const next = at + row[name], from = Math.min(at, next), wide = Math.max(toX(Math.max(at, next)) - toX(from) - 1, 0.5);
-        const bar = shape("rect", { x: toX(from) + 1, y: row[name] < 0 ? y + 20 : y, width: wide, height: row[name] < 0 ? 5 : 18, fill: colour(hue), opacity, rx: 1 });
+        const bar = shape("rect", { x: toX(from) + 1, y: row[name] < 0 ? y + 20 : y, width: wide, height: row[name] < 0 ? 5 : 18, fill: colour(hue), rx: 1 });
         const points = `${row[name] >= 0 ? "+" : "−"}${Math.abs(100 * row[name]).toFixed(1)}`;
         bar.addEventListener("pointermove", (event) => showTip(event, `${row.set}\n${label}  ${points} points`));
         bar.addEventListener("pointerleave", hideTip);

@@ -138,12 +138,13 @@ function drawLearning() {
   if (!learning && !data.pairs.length) return at("learning").remove();
   at("learning-sentence").textContent = learning ? learning.sentence : "The task cannot tell worked answers from guesses, so only examples are shown.";
   if (learning) {
-    const parts = [["switching", "from showing the steps", "solver", 1], ["steps", "from cleaner steps", "solver", 0.6], ["guesses", "from better guesses", "control", 0.9]];
-    at("learning-charts").append(waterfall({ title: "Where the gain comes from", detail: `grey: base; solid: showing steps; pale: cleaner steps`, rows: learning.rows, parts }));
+    const parts = [["switching", "from showing the steps", "solver"], ["steps", "from steps that are right more often", "pale"], ["guesses", "from better guesses", "control"]];
+    legend(at("learning-legend"), [["base", "base", "box"], ...parts.map(([, label, hue]) => [label, hue, "box"])]);
+    at("learning-charts").append(waterfall({ title: "Where the gain comes from", detail: "points of accuracy", rows: learning.rows, parts }));
     const last = Math.max(...styles.main.map((row) => row.iteration));
     const curve = (run, key, name, hue, dash) => ({ name, colour: hue, dash, dots: true, points: (styles[run] || []).map((row) => [row.iteration, row[key]]) });
-    at("learning-charts").append(lineChart({ title: "Answers that show their steps", detail: "teal: share of answers; orange: right when shown", height: 232, low: 0, high: 1, format: percent, xTicks: iterationTicks(last), describe: describeIteration,
-      series: [curve("ablation", "worked", "share, untrained Challenger", "control", true), curve("main", "worked_right", "right when steps are shown", "challenger"), curve("main", "worked", "share that shows steps", "solver")] }));
+    at("learning-charts").append(lineChart({ title: "Answers that show their steps", detail: "teal: their share; grey: how often they are right", height: 232, low: 0, high: 1, format: percent, xTicks: iterationTicks(last), describe: describeIteration,
+      series: [curve("main", "worked_right", "right when steps are shown", "base"), curve("ablation", "worked", "share, untrained Challenger", "control", true), curve("main", "worked", "share that shows steps", "solver")] }));
   }
   if (data.pairs.length) at("pairs").append(element("h3", { class: "pairs-title" }, "The same problem before and after", element("small", {}, "greedy answers; the first that changed in each set, also for the worse")));
   for (const pair of data.pairs) {
@@ -190,7 +191,7 @@ function drawChallenger() {
     ["reward_mean", "Reward", "mean over the step"], ["agreement_mean", "Agreement", "share of the majority", share],
     ["distinct_share", "Distinct questions", "share", share], ["largest_cluster", "Largest cluster", "of similar questions", { low: 0 }],
     ["format_share", "Usable questions", "share", share], ["length_mean", "Length", "tokens per question", { low: 0 }],
-    ["kl", "KL to the reference", "per token", { low: 0 }], ["entropy", "Entropy", "nats per token", { low: 0 }],
+    ["kl", "KL to the reference", "per token", { low: 0 }], ["entropy", "Entropy", "nats per token", { low: 0 }], ["grad_norm", "Gradient norm", "before clipping", { low: 0 }],
   ]);
 }
 
