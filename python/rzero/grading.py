@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A judge in processes that can be killed: equality of untrusted answers under limits of time and memory.
 
-Workers are started as plain commands and spoken to through pipes: nothing is forked from a program with threads,
-and the user's main module is not imported again. A worker that exceeds a limit is replaced, and the pair it was at
-has the verdict None. Workers end with the process that started them, however that ends.
+Workers are started as plain commands and spoken to through pipes: nothing is forked from a program with
+threads, and the user's main module is not imported again. A worker that exceeds a limit is replaced, and the
+pair it was at has the verdict None. Workers end with the process that started them, however that ends.
 """
 
 import json

@@ -3,7 +3,8 @@
 
 `python -m rzero.grading_worker module:function cpu_seconds memory_mib`. The kernel ends it when a comparison
 takes more processor time than that (SIGPROF), it ends itself when its input does, and it may be killed at any
-moment. Processor time and not the clock decides, so a busy machine changes no verdict. No import of rzero here.
+moment. Processor time and not the clock decides, so a busy machine changes no verdict. No import of rzero
+here.
 """
 
 import ctypes

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What both roles are paid for (R-Zero, arXiv:2508.05004, section 3). Pure functions, one definition each.
 
-Where the paper and the authors' code differ: the uncertainty reward is the paper's 1 - 2 |p - 1/2| (the code pays
-half of it); the repetition penalty is taken over the valid questions of a step; there is no floor unless one is
-set; a question that cannot be used earns `invalid_reward`; the Challenger's own answer earns nothing.
+Where the paper and the authors' code differ: the uncertainty reward is the paper's 1 - 2 |p - 1/2| (the code
+pays half of it); the repetition penalty is taken over the valid questions of a step; there is no floor unless
+one is set; a question that cannot be used earns `invalid_reward`; the Challenger's own answer earns nothing.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ def uncertainty_reward(share: float, scale: float = 1.0) -> float:
 
 
 def repetition_penalties(clusters: Sequence[int]) -> list[float]:
-    """Share of the questions that lie in each question's cluster, |C| / B; `clusters` holds a cluster per question."""
+    """|C| / B: share of the questions that lie in each question's cluster, given one per question."""
     sizes = Counter(clusters)
     return [sizes[cluster] / len(clusters) for cluster in clusters]
 
@@ -26,7 +26,7 @@ def repetition_penalties(clusters: Sequence[int]) -> list[float]:
 def challenger_rewards(
     shares: Sequence[float | None], clusters: Sequence[int], settings: ChallengerSettings
 ) -> list[float]:
-    """Reward per question. `shares` is p, or None for an invalid one; `clusters` belongs to the valid ones, in order."""
+    """Reward per question: `shares` is p, None for an invalid one; `clusters` is of the valid ones."""
     penalties = iter(repetition_penalties(clusters))
     rewards = []
     for share in shares:
@@ -41,5 +41,5 @@ def challenger_rewards(
 
 
 def solver_rewards(verdicts: Sequence[bool | None]) -> list[float]:
-    """1 where the answer is the label, else 0; None is an answer without a box, or one the judge gave up on."""
+    """1 where the answer is the label, else 0; None: no box, or the judge gave up."""
     return [1.0 if verdict else 0.0 for verdict in verdicts]

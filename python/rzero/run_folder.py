@@ -5,8 +5,8 @@
     state/state.json, state/<role>-<number>.safetensors    models/iteration-<i>/{solver,challenger}/
 
 `state.json` is the commit point: it names the last finished unit of work, the tensor files that belong to it,
-and the length in bytes of every journal at that moment. What lies behind those lengths was written by a unit that
-never finished, and is cut off on resume. The state before is kept as `previous.json` in case of damage.
+and the length in bytes of every journal at that moment. What lies behind those lengths was written by a unit
+that never finished, and is cut off on resume. The state before is kept as `previous.json` in case of damage.
 """
 
 import errno
@@ -200,19 +200,25 @@ class RunFolder:
             if path.suffix != ".json" and path.name not in used:
                 path.unlink()
 
-    # checkpoints
+    def check_model(self, sha256: str) -> None:
+        """Raises InputError when the run began with other weights than those of this hash."""
+        path = self.path / "run.json"
+        try:
+            began_with = json.loads(path.read_text(encoding="utf-8"))["model_sha256"]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} is damaged: {error}") from None
+        if began_with != sha256:
+            raise InputError(
+                f"model {self.config.model}: its weights are not those that {self.path} began with "
+                f"(SHA-256 {began_with[:12]} then, {sha256[:12]} now)"
+            )
 
-    def save_model(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill models/<name>; the folder appears there complete or not at all."""
-        target = self.path / "models" / name
-        partial = target.with_name(target.name + ".partial")
-        with explained(target):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            write(partial)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-        return target
+    def model_folder(self, iteration: int, role: str) -> Path:
+        """Where the checkpoint of a role after an iteration belongs."""
+        folder = self.path / "models" / f"iteration-{iteration}"
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder / role
 
 
 class _Damaged(Exception):

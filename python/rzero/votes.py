@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vote: the one definition that rewards, labels and evaluation share.
 
-The m answers to a question are sorted into classes in order of appearance: an answer joins the first class whose
-first member the judge calls the same, else it founds a class. The largest class wins; among equals the one seen
-first. An answer without a box never votes but counts in m.
+The m answers to a question are sorted into classes in order of appearance: an answer joins the first class
+whose first member the judge calls the same, else it founds a class. The largest class wins; among equals the
+one seen first. An answer without a box never votes but counts in m.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,8 +41,8 @@ class Vote(NamedTuple):
 def count_votes(questions: Sequence[Sequence[str | None]], same_many: SameMany) -> list[Vote]:
     """One vote per question; comparisons of all questions go to the judge together, round by round.
 
-    In a round every question whose answers are not all sorted founds one class with the first of them and asks the
-    judge about the others, so the outcome is that of comparing one after the other.
+    In a round every question whose answers are not all sorted founds one class with the first of them and
+    asks the judge about the others, so the outcome is that of comparing one after the other.
     """
     unsorted = [list(dict.fromkeys(a for a in answers if a is not None)) for answers in questions]
     classes: list[dict[str, list[str]]] = [{} for _ in questions]

@@ -116,8 +116,8 @@ _BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 def last_box(text: str) -> str | None:
     r"""What the last \boxed{...} in the end of `text` holds; None when there is none or it is empty.
 
-    A box that is never closed counts for nothing, escaped braces are signs and not brackets, of boxes inside each
-    other the inner one counts. Linear in time.
+    A box that is never closed counts for nothing, escaped braces are signs and not brackets, of boxes inside
+    each other the inner one counts. Linear in time.
     """
     text = text[-MAX_TEXT_CHARS:]
     last_start, content = -1, ""

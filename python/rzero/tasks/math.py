@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Mathematics in words and LaTeX: R-Zero's own task, with math-verify as the judge.
 
-Prompts say what those of the paper's code say (verl/utils/dataset.py of R-Zero): the Challenger writes a question
-between tags and its answer in a box, the Solver reasons and boxes. Without a chat template the same text stands
-after "system:" and "user:", with a cue for the assistant that the authors' code lacks.
+Prompts say what those of the paper's code say (verl/utils/dataset.py of R-Zero): the Challenger writes a
+question between tags and its answer in a box, the Solver reasons and boxes. Without a chat template the same
+text stands after "system:" and "user:", with a cue for the assistant that the authors' code lacks.
 """
 
 import json
@@ -28,7 +28,10 @@ THEN, without revealing any of your private thoughts, output exactly the followi
 \boxed{final_answer}
 
 Do NOT output anything else: no explanations, no extra markup."""  # noqa: E501
-CHALLENGER_USER = "Generate one new, challenging reasoning question now. Remember to format the output exactly as instructed."
+CHALLENGER_USER = (
+    "Generate one new, challenging reasoning question now. "
+    "Remember to format the output exactly as instructed."
+)
 SOLVER_SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
 
 MAX_QUESTION_CHARS = 4000
@@ -40,7 +43,7 @@ _WORD = re.compile(r"\w+")
 
 
 class Math(Task):
-    """Word problems with one boxed answer; held-out sets come from a folder of JSON lines, none by default."""
+    """Word problems with one boxed answer; held-out sets come from a folder of JSON lines."""
 
     name = "math"
 
@@ -112,7 +115,7 @@ def create(data: str | None) -> Task:
 
 
 def normalised(answer: str) -> str:
-    """An answer without blanks around it, dollar signs, a final full stop, thousands commas, \\left and \\right."""
+    """An answer without outer blanks, dollar signs, a final full stop, thousands commas, \\left, \\right."""
     text = unicodedata.normalize("NFKC", answer[:MAX_TEXT_CHARS]).strip().strip("$").strip().rstrip(".")
     text = (
         text.replace(r"\left", "")

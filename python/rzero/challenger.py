@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Challenger's step: ask, let the Solver vote, pay for questions on which it is of two minds, learn.
+
+Invalid questions take part with their fixed reward. A question on which the judge gave up is left out of
+training, because its vote cannot be trusted, and counted. Equal questions of a step are voted on once.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rzero.diversity import clusters, similarity
+from rzero.rewards import challenger_rewards
+from rzero.rollout import (
+    Draw,
+    Run,
+    Scored,
+    Unit,
+    ask_solver,
+    draw_questions,
+    mean,
+    named,
+    sample_metrics,
+    tokens,
+    train,
+    usable,
+)
+from rzero.tasks.base import Invalid, Question
+from rzero.votes import Vote, agreement_counts
+
+
+def step(run: Run, unit: Unit) -> dict[str, Any]:
+    """One GRPO step of the Challenger; returns its metrics."""
+    settings = run.config.challenger
+    drawn = draw_questions(run, unit, settings.questions_per_step, settings.sampling)
+    parsed = [usable(run, sample.text) for sample in drawn.samples]
+    valid = [question for question in parsed if isinstance(question, Question)]
+    votes, answers = vote_once(run, unit, valid)
+
+    cluster = clusters(
+        1.0 - similarity([run.task.tokens(question.text) for question in valid], run.engine.kernels.bleu),
+        settings.repetition_distance,
+    )
+    vote_of = iter(votes)
+    by_sample = [next(vote_of) if isinstance(question, Question) else None for question in parsed]
+    shares = [None if vote is None else vote.share for vote in by_sample]
+    rewards = challenger_rewards(shares, cluster, settings)
+
+    trusted = [index for index, vote in enumerate(by_sample) if vote is None or not vote.failures]
+    group = settings.group or settings.questions_per_step
+    scored = Scored(
+        Draw(drawn.prompt_ids, [drawn.samples[index] for index in trusted]),
+        [rewards[index] for index in trusted],
+        [index // group for index in trusted],
+    )
+    trained = train(run, run.challenger, [scored], settings, settings.sampling.temperature)
+
+    metrics = question_metrics(run, parsed, votes)
+    metrics |= {
+        "reward_mean": mean(rewards),
+        "largest_cluster": max(Counter(cluster).values(), default=0),
+        "agreement_counts": agreement_counts(votes, settings.votes),
+        "dropped": len(parsed) - len(trusted),
+        "answer_length_mean": sample_metrics(answers)["length_mean"],
+    }
+    metrics |= sample_metrics([drawn]) | trained | run.task.counters()
+    return {"tokens_sampled": tokens([drawn, *answers])} | named("challenger", metrics)
+
+
+def vote_once(run: Run, unit: Unit, questions: Sequence[Question]) -> tuple[list[Vote], list[Draw]]:
+    """A vote per question, equal questions sharing one, and the answers that were drawn."""
+    number: dict[str, int] = {}
+    for question in questions:
+        number.setdefault(run.task.canonical(question.text), len(number))
+    first = {run.task.canonical(question.text): question.text for question in reversed(questions)}
+    votes, answers = ask_solver(run, unit, [first[key] for key in number], run.config.challenger.votes)
+    return [votes[number[run.task.canonical(question.text)]] for question in questions], answers
+
+
+def question_metrics(run: Run, parsed: Sequence[Question | Invalid], votes: Sequence[Vote]) -> dict[str, Any]:
+    """What the questions of a step are like; shares of the valid ones unless the name says otherwise."""
+    valid = [question for question in parsed if isinstance(question, Question)]
+    pairs = [
+        (question.answer, vote.majority)
+        for question, vote in zip(valid, votes, strict=True)
+        if question.answer is not None and vote.majority is not None
+    ]
+    reasons = Counter(question.reason for question in parsed if isinstance(question, Invalid))
+    return {
+        "format_share": len(valid) / len(parsed),
+        "invalid": dict(sorted(reasons.items())),
+        "distinct_share": len({run.task.canonical(question.text) for question in valid}) / max(len(valid), 1),
+        "agreement_mean": mean([vote.share for vote in votes]),
+        "unboxed_share": mean([answer is None for vote in votes for answer in vote.answers]),
+        "answer_agrees_share": mean([bool(verdict) for verdict in run.task.same_many(pairs)]),
+    }

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""R-Zero from end to end: `evolve` is the algorithm, the rest of this page starts it, saves it and goes on
+with it.
+
+A run is a fixed sequence of units of work: an evaluation of the base, then in each iteration the Challenger's
+steps, the question pool, the Solver's steps and an evaluation. Each unit is a function of the weights, the
+journals and keys derived from the run's seed. After each one the state is saved, and a resumed run skips what
+is finished.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rzero import challenger, pool, solver
+from rzero.config import model_path
+from rzero.engine.engine import Engine
+from rzero.engine.errors import InputError
+from rzero.evaluate import Measured, measure
+from rzero.observer import Observer
+from rzero.roles import adopt_roles, begin_phase, drop_roles, restore, saved_state
+from rzero.rollout import Run, Unit
+from rzero.run_facts import facts
+from rzero.run_folder import RunFolder, read_journal
+from rzero.settings import Settings
+from rzero.tasks import create
+
+ABLATION = "ablation"
+
+
+def evolve(work: "Work") -> None:
+    """The algorithm (R-Zero, arXiv:2508.05004): the Challenger learns to ask, the Solver learns to answer."""
+    config, run = work.run.config, work.run
+    work.phase(0, "evaluation", 1, work.evaluate)
+    for iteration in range(1, config.iterations + 1):
+        work.phase(iteration, "challenger", config.challenger.steps, lambda unit: challenger.step(run, unit))
+        work.phase(iteration, "pool", 1, lambda unit: pool.build(run, unit))
+        questions = pool.kept(run, iteration)
+        if not questions:
+            run.observer.on_message(empty_pool(iteration))
+            return
+        work.phase(iteration, "solver", config.solver.steps, lambda unit: solver.step(run, unit, questions))  # noqa: B023
+        if iteration % config.evaluation.every == 0 or iteration == config.iterations:
+            work.phase(iteration, "evaluation", 1, work.evaluate)
+
+
+def empty_pool(iteration: int) -> str:
+    """Why a run ends early when no question was kept."""
+    return (
+        f"stopped in iteration {iteration}: no question of the pool lies between too easy and too hard, so "
+        "there is nothing to train the Solver on; questions.jsonl says why each was dropped; widen pool.keep_low "
+        "and pool.keep_high, or draw more pool.candidates"
+    )
+
+
+def run(settings: Settings, path: str | Path, observer: Observer | None = None) -> None:
+    """A new run in the folder `path`; raises InputError for what the user can mend."""
+    if (Path(path) / "config.yaml").exists():
+        raise InputError(f"{path} already holds a run; go on with --resume {path} or name another folder")
+    with engine_of(settings) as engine:
+        _main_and_ablation(engine, Path(path), settings, observer or Observer())
+
+
+def resume(path: str | Path, settings: Settings | None = None, observer: Observer | None = None) -> None:
+    """Go on with the run in `path`; `settings`, where given, must be those of that run."""
+    with closing(RunFolder.open(path, settings)) as folder:
+        config = folder.config
+    with engine_of(config) as engine:
+        _main_and_ablation(engine, Path(path), config, observer or Observer())
+
+
+@contextmanager
+def engine_of(settings: Settings) -> Iterator[Engine]:
+    """The engine of a run; closed at the end."""
+    how = settings.engine
+    engine = Engine(
+        model_path(settings.model),
+        device=how.device,
+        dtype=how.dtype,
+        kernels=how.kernels,
+        page_size=how.page_size,
+        num_pages=how.num_pages,
+        kv_cache_bytes=None if how.kv_cache_gib is None else int(how.kv_cache_gib * 2**30),
+        max_seqs=how.max_seqs,
+        max_batch_tokens=how.max_batch_tokens,
+        max_model_len=how.max_model_len,
+        threads=how.threads,
+    )
+    with engine:
+        yield engine
+
+
+def _main_and_ablation(engine: Engine, path: Path, settings: Settings, observer: Observer) -> None:
+    _one_run(engine, path, settings, observer, "main")
+    if settings.ablation:
+        untrained = settings.challenger.model_copy(update={"steps": 0})
+        other = settings.model_copy(update={"challenger": untrained, "ablation": False})
+        _one_run(engine, path / ABLATION, other, observer, ABLATION)
+
+
+def _one_run(engine: Engine, path: Path, settings: Settings, observer: Observer, name: str) -> None:
+    with closing(create(settings.task, settings.data)) as task:
+        if (path / "config.yaml").exists():
+            folder = RunFolder.open(path, settings)
+        else:
+            folder = RunFolder.create(path, settings, facts(engine, settings))
+        with closing(folder):
+            folder.check_model(engine.weights.hash("base"))
+            roles = adopt_roles(engine, settings)
+            work = Work(Run(engine, task, settings, folder, observer, *roles))
+            observer.on_run(name, work.count_units(), work.done)
+            evolve(work)
+            drop_roles(engine)
+
+
+class Work:
+    """Does the units of a run that are not finished yet, in order, and saves the state after each."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        state = run.folder.load_state(run.observer.on_message)
+        if state is not None:
+            restore(run, state)
+        self.done = 0 if state is None else state.units
+        self._seen = 0
+        self._changed: set[str] = set()
+
+    def count_units(self) -> int:
+        """Units of the whole run."""
+        config = self.run.config
+        evaluations = len(
+            [
+                i
+                for i in range(1, config.iterations + 1)
+                if i % config.evaluation.every == 0 or i == config.iterations
+            ]
+        )
+        return 1 + config.iterations * (config.challenger.steps + 1 + config.solver.steps) + evaluations
+
+    def phase(self, iteration: int, name: str, steps: int, do: Callable[[Unit], Mapping[str, Any]]) -> None:
+        """The steps of one phase; those that are finished are skipped."""
+        if self._seen + steps > self.done and steps:
+            self.run.observer.on_phase(iteration, name, steps)
+        for step in range(1, steps + 1):
+            self._seen += 1
+            if self._seen > self.done:
+                self._unit(Unit(iteration, name, step), do, is_last=step == steps)
+
+    def _unit(self, unit: Unit, do: Callable[[Unit], Mapping[str, Any]], is_last: bool) -> None:
+        begin_s = time.monotonic()
+        if unit.step == 1:
+            self._changed |= begin_phase(self.run, unit)
+        metrics = {**unit._asdict(), "seconds": 0.0, **do(unit)}
+        if unit.phase in ("challenger", "solver"):
+            self._changed.add(self.run.challenger if unit.phase == "challenger" else self.run.solver)
+        if unit.phase == "solver" and is_last:
+            self._save_models(unit.iteration)
+        metrics["seconds"] = round(time.monotonic() - begin_s, 3)
+        self.run.folder.append("metrics.jsonl", [metrics])
+        self.done = self._seen
+        if is_last or self.done % self.run.config.checkpoint_every == 0:
+            name = f"iteration {unit.iteration}, {unit.phase} step {unit.step}"
+            self.run.folder.save_state(saved_state(self.run, self.done, name), sorted(self._changed))
+            self._changed.clear()
+        self.run.observer.on_step(metrics)
+
+    def evaluate(self, unit: Unit) -> dict[str, Any]:
+        """Measure the Solver on the held-out sets; the base of the ablation is that of the main run."""
+        folder = self.run.folder
+        main = folder.path.parent
+        known = unit.iteration == 0 and folder.path.name == ABLATION and (main / "config.yaml").exists()
+        measured = measured_before(main) if known else measure(self.run, unit)
+        folder.append("evaluations.jsonl", measured.rows)
+        folder.append("evaluation_answers.jsonl", measured.answers)
+        self.run.observer.on_evaluation(measured.rows)
+        return {"tokens_sampled": measured.tokens_sampled, **self.run.task.counters()}
+
+    def _save_models(self, iteration: int) -> None:
+        run = self.run
+        run.engine.save(run.solver, run.folder.model_folder(iteration, "solver"))
+        # An untrained Challenger is the base, which the user has.
+        if run.config.challenger.steps:
+            run.engine.save(run.challenger, run.folder.model_folder(iteration, "challenger"))
+
+
+def measured_before(main: Path) -> Measured:
+    """The evaluation of the base, from the journals of the main run."""
+    rows = [row for row in read_journal(main / "evaluations.jsonl") if row["iteration"] == 0]
+    answers = [row for row in read_journal(main / "evaluation_answers.jsonl") if row["iteration"] == 0]
+    return Measured(rows, answers, 0)

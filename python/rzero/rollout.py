@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both phases share: a run's parts, drawing samples, the vote, and one GRPO step on what was drawn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+
+from rzero.engine.engine import Engine
+from rzero.engine.grpo import TrainConfig, TrainGroup
+from rzero.engine.outputs import Sample
+from rzero.engine.sampling import SamplingParams
+from rzero.engine.tokenizer import Tokenizer
+from rzero.observer import Observer
+from rzero.run_folder import RunFolder
+from rzero.seeds import derive
+from rzero.settings import Sampling, Settings, Training
+from rzero.tasks.base import Invalid, Question, Task
+from rzero.votes import Vote, count_votes
+
+
+class Unit(NamedTuple):
+    """One piece of work after which a run can be resumed."""
+
+    iteration: int
+    phase: str
+    """challenger, pool, solver or evaluation"""
+    step: int
+    """from 1"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of one run. `challenger` and `solver` are roles of the engine, perhaps the same one."""
+
+    engine: Engine
+    task: Task
+    config: Settings
+    folder: RunFolder
+    observer: Observer
+    challenger: str
+    solver: str
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; a run cannot do without."""
+        assert self.engine.tokenizer is not None
+        return self.engine.tokenizer
+
+    def seed(self, unit: Unit, what: str, index: int = 0) -> int:
+        """The random key of one use in one unit."""
+        return derive(self.config.seed, unit.iteration, unit.phase, unit.step, what, index)
+
+
+class Draw(NamedTuple):
+    """n samples for one prompt."""
+
+    prompt_ids: list[int]
+    samples: list[Sample]
+
+
+class Request(NamedTuple):
+    """What to draw: prompts, one seed for each, n samples from each, how, and what they are called."""
+
+    prompts: Sequence[list[int]]
+    seeds: Sequence[int]
+    n: int
+    sampling: Sampling
+    stop: tuple[str, ...]
+    what: str
+
+
+def draw(run: Run, role: str, request: Request) -> list[Draw]:
+    """Samples of `role`, a function of weights, prompts and seeds alone."""
+    how = request.sampling
+    params = [
+        SamplingParams(
+            n=request.n,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            top_k=how.top_k,
+            max_tokens=how.max_tokens,
+            stop=request.stop,
+            seed=seed,
+        )
+        for seed in request.seeds
+    ]
+    done = 0
+
+    def count(output: object) -> None:
+        nonlocal done
+        done += request.n
+        run.observer.on_progress(done, len(request.prompts) * request.n, request.what)
+
+    outputs = run.engine.generate(list(request.prompts), params, role=role, on_output=count)
+    return [Draw(list(output.prompt_token_ids), output.samples) for output in outputs]
+
+
+def draw_questions(run: Run, unit: Unit, n: int, sampling: Sampling) -> Draw:
+    """n samples of the Challenger from its one prompt."""
+    prompt = run.task.challenger_prompt(run.tokenizer)
+    request = Request(
+        [prompt], [run.seed(unit, "questions")], n, sampling, run.task.challenger_stop(), "questions"
+    )
+    return draw(run, run.challenger, request)[0]
+
+
+def usable(run: Run, text: str) -> Question | Invalid:
+    """The question in a text of the Challenger, if it may be used: one rule for reward and pool."""
+    parsed = run.task.parse_question(text)
+    if isinstance(parsed, Invalid):
+        return parsed
+    if run.task.is_held_out(parsed.text):
+        return Invalid("held out")
+    if len(run.task.solver_prompt(run.tokenizer, parsed.text)) > run.config.max_question_tokens:
+        return Invalid("too many tokens")
+    return parsed
+
+
+def ask_solver(run: Run, unit: Unit, questions: Sequence[str], m: int) -> tuple[list[Vote], list[Draw]]:
+    """The vote of m answers on each question, and the answers themselves."""
+    prompts = [run.task.solver_prompt(run.tokenizer, question) for question in questions]
+    seeds = [run.seed(unit, "votes", index) for index in range(len(questions))]
+    request = Request(prompts, seeds, m, run.config.voting, run.task.solver_stop(), "votes")
+    draws = draw(run, run.solver, request) if questions else []
+    answers = [[run.task.extract_answer(sample.text) for sample in drawn.samples] for drawn in draws]
+    return count_votes(answers, run.task.same_many), draws
+
+
+class Scored(NamedTuple):
+    """Samples of one prompt with their rewards; `group` says which samples are compared with each other."""
+
+    drawn: Draw
+    rewards: Sequence[float]
+    group: Sequence[int]
+
+
+def train(
+    run: Run, role: str, scored: Sequence[Scored], how: Training, temperature: float
+) -> dict[str, float]:
+    """GRPO on one step's samples: advantages over the whole step, then the optimizer's updates."""
+    rewards = torch.tensor([r for part in scored for r in part.rewards], dtype=torch.float32)
+    groups = torch.tensor([g for part in scored for g in part.group], dtype=torch.int64)
+    if len(rewards) == 0:
+        return {"updates": 0.0}
+    advantages = iter(run.engine.kernels.group_advantage(rewards, groups, how.advantage).tolist())
+    train_groups = [
+        TrainGroup(
+            part.drawn.prompt_ids, part.drawn.samples, advantages=[next(advantages) for _ in part.rewards]
+        )
+        for part in scored
+    ]
+    config = train_config(how, temperature)
+    reference = "base" if how.kl_reference == "base" else "reference"
+    parts = split(train_groups, how.updates_per_step)
+    updates = [
+        run.engine.train_step(role, part, config, reference if how.kl_coef > 0 else None) for part in parts
+    ]
+    return merged(updates)
+
+
+def train_config(how: Training, temperature: float) -> TrainConfig:
+    """The engine's settings for one update."""
+    return TrainConfig(
+        learning_rate=how.learning_rate,
+        warmup_steps=how.warmup_steps,
+        betas=(how.beta1, how.beta2),
+        weight_decay=how.weight_decay,
+        grad_clip=how.grad_clip,
+        clip_low=how.clip_low,
+        clip_high=how.clip_high,
+        clip_dual=how.clip_dual,
+        kl_coef=how.kl_coef,
+        kl_estimator=how.kl_estimator,
+        loss_mean=how.loss_mean,
+        micro_batch_tokens=how.micro_batch_tokens,
+        temperature=temperature,
+    )
+
+
+def split(groups: Sequence[TrainGroup], parts: int) -> list[list[TrainGroup]]:
+    """The groups in order in up to `parts` lists of about equal length; one alone is split by its samples."""
+    if len(groups) == 1 and parts > 1:
+        only = groups[0]
+        assert only.advantages is not None
+        worth = zip(only.samples, only.advantages, strict=True)
+        groups = [TrainGroup(only.prompt_ids, [sample], advantages=[value]) for sample, value in worth]
+    parts = min(parts, len(groups))
+    cuts = [len(groups) * part // parts for part in range(parts + 1)]
+    return [list(groups[begin:end]) for begin, end in pairwise(cuts)]
+
+
+def merged(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over a step's updates, sums of counts, and the mismatch of the first, which is on policy."""
+    result = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+    for name in ("skipped", "tokens_trained", "tokens_computed", "groups", "degenerate_groups"):
+        result[name] = sum(update[name] for update in updates)
+    for name in ("mismatch_max", "mismatch_mean"):
+        result[name] = updates[0][name]
+    return result | {"updates": float(len(updates))}
+
+
+def sample_metrics(draws: Sequence[Draw]) -> dict[str, float]:
+    """Length in tokens and share of samples that were cut off, over all samples."""
+    samples = [sample for drawn in draws for sample in drawn.samples]
+    return {
+        "length_mean": mean([len(sample.token_ids) for sample in samples]),
+        "cut_share": mean([sample.finish_reason == "length" for sample in samples]),
+    }
+
+
+def tokens(draws: Sequence[Draw]) -> int:
+    """Tokens sampled."""
+    return sum(len(sample.token_ids) for drawn in draws for sample in drawn.samples)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean; 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def named(role: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics under the name of what they are of: "solver/kl"."""
+    return {f"{role}/{name}": value for name, value in metrics.items()}
