@@ -17,9 +17,18 @@ from setuptools.errors import CCompilerError, ExecError, PlatformError
 ROOMS = {"rzero": "python/rzero", "rzero.engine": "engine", "rzero.kernels": "kernels"}
 
 # Vector code, compiled once per instruction set into a namespace of its own; the CPU decides at import.
-KERNELS = ("rmsnorm",)
+KERNELS = ("adamw", "attention", "attention_backward", "linear_logprob", "rmsnorm", "sample")
 # The rest, compiled once for every CPU of the architecture.
-BINDINGS = ("module", "rmsnorm_bind")
+BINDINGS = (
+    "adamw_bind",
+    "attention_bind",
+    "bleu_bind",
+    "linear_logprob_bind",
+    "module",
+    "policy_loss_bind",
+    "rmsnorm_bind",
+    "sample_bind",
+)
 
 INSTRUCTION_SETS = {"baseline": ()}
 if platform.machine() in ("x86_64", "AMD64"):

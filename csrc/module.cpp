@@ -12,7 +12,13 @@
 namespace rzero {
 
 // One per op; add a line here and a call below.
+void bind_adamw(pybind11::module_& m);
+void bind_attention(pybind11::module_& m);
+void bind_bleu(pybind11::module_& m);
+void bind_linear_logprob(pybind11::module_& m);
+void bind_policy_loss(pybind11::module_& m);
 void bind_rmsnorm(pybind11::module_& m);
+void bind_sample(pybind11::module_& m);
 
 namespace {
 
@@ -60,5 +66,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("instruction_set", [] { return rzero::kNames[int(rzero::current_isa())]; }, "The instruction set in use.");
   m.def("instruction_sets", &rzero::instruction_sets, "What was built and can run here, slowest first.");
   m.def("use_instruction_set", &rzero::use_instruction_set, "For tests and benchmarks: applies to the whole process.");
+  rzero::bind_adamw(m);
+  rzero::bind_attention(m);
+  rzero::bind_bleu(m);
+  rzero::bind_linear_logprob(m);
+  rzero::bind_policy_loss(m);
   rzero::bind_rmsnorm(m);
+  rzero::bind_sample(m);
 }

@@ -8,12 +8,14 @@ with the native backend a row has the bits that `paged_attention` computes for t
 legal.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from rzero.kernels.dispatch import Op, up
+from rzero.kernels.dispatch import Impl, Op, up
+from rzero.kernels.native import check, float_code, lib, native_why_not, needs_grad, reject, view
 
 
 class Segments(NamedTuple):
@@ -31,7 +33,7 @@ class Segments(NamedTuple):
 
 
 def attend_ref(q_THE: Tensor, k_NGE: Tensor, v_NGE: Tensor, scale: float) -> Tensor:
-    """One sequence: the T query rows are the last T of the N positions; each sees the positions up to its own."""
+    """One sequence: the T query rows are the last T of the N positions; each sees those up to its own."""
     (T, H, _), (N, G, _) = q_THE.shape, k_NGE.shape
     k_NHE, v_NHE = (up(x).repeat_interleave(H // G, dim=1) for x in (k_NGE, v_NGE))
     score_HTN = torch.einsum("the,nhe->htn", up(q_THE), k_NHE) * scale
@@ -49,4 +51,76 @@ def attention_ref(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, segments: Segment
     return o_THE
 
 
-ATTENTION = Op("attention", attention_ref)
+def _sizes(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> tuple[int, int, int, int, int]:
+    """The native code of the type, T, H, G, E; raises ValueError unless the three tensors go together."""
+    code = float_code("attention", "q_THE", q_THE, 3)
+    T, H, E = q_THE.shape
+    G = k_TGE.shape[1] if k_TGE.ndim == 3 else 0
+    if G == 0 or H % G:
+        reject("attention", "k_TGE", k_TGE, f"[{T}, G, {E}] with G a divisor of the {H} query heads")
+    check("attention", "k_TGE", k_TGE, q_THE.dtype, (T, G, E))
+    check("attention", "v_TGE", v_TGE, q_THE.dtype, (T, G, E))
+    return code, T, H, G, E
+
+
+def _segments(segments: Segments) -> tuple[int, ...]:
+    shape = (segments.start_B.shape[0],) if segments.start_B.ndim == 1 else (-1,)
+    for name, tensor in zip(Segments._fields, segments, strict=True):
+        check("attention", name, tensor, torch.int32, shape)
+    return (*(tensor.data_ptr() for tensor in segments), shape[0])
+
+
+def _forward(
+    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, segments: Segments, scale: float, softmax_TH2: Tensor | None
+) -> Tensor:
+    sizes = _sizes(q_THE, k_TGE, v_TGE)
+    o_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype)
+    saved = 0 if softmax_TH2 is None else softmax_TH2.data_ptr()
+    lib.attention_forward(
+        sizes, scale, view(q_THE), view(k_TGE), view(v_TGE), _segments(segments), view(o_THE), saved
+    )
+    return o_THE
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, segments: Segments, scale: float
+    ) -> Tensor:
+        softmax_TH2 = torch.empty(
+            (*q_THE.shape[:2], 2)
+        )  # each row's largest score and 1 / sum of exponentials
+        o_THE = _forward(q_THE, k_TGE, v_TGE, segments, scale, softmax_TH2)
+        ctx.save_for_backward(q_THE, k_TGE, v_TGE, o_THE, softmax_TH2)
+        ctx.segments, ctx.scale = segments, scale
+        return o_THE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_o_THE: Tensor) -> Any:
+        q_THE, k_TGE, v_TGE, o_THE, softmax_TH2 = ctx.saved_tensors
+        grad_o_THE = grad_o_THE.contiguous()
+        grads = tuple(torch.empty(x.shape, dtype=x.dtype) for x in (q_THE, k_TGE, v_TGE))
+        delta_TH = torch.empty(q_THE.shape[:2])
+        lib.attention_backward(
+            _sizes(q_THE, k_TGE, v_TGE),
+            ctx.scale,
+            *(view(x) for x in (q_THE, k_TGE, v_TGE)),
+            _segments(ctx.segments),
+            view(o_THE),
+            softmax_TH2.data_ptr(),
+            tuple(x.data_ptr() for x in (grad_o_THE, *grads, delta_TH)),
+        )
+        return *grads, None, None
+
+
+def _attention_native(
+    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, segments: Segments, scale: float
+) -> Tensor:
+    if needs_grad(q_THE, k_TGE, v_TGE):
+        o_THE: Tensor = _Attention.apply(q_THE, k_TGE, v_TGE, segments, scale)
+        return o_THE
+    return _forward(q_THE, k_TGE, v_TGE, segments, scale, None)
+
+
+ATTENTION = Op("attention", attention_ref, (Impl("native", _attention_native, native_why_not),))

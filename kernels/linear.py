@@ -21,7 +21,7 @@ def linear_ref(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> Tens
     return functional.linear(x_TK, w_NK, bias_N)
 
 
-def _linear_torch(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+def linear_exact(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
     rows = x_TK.shape[0]
     if rows >= EXACT_ROWS or rows == 0 or x_TK.dtype != torch.float32:
         return functional.linear(x_TK, w_NK, bias_N)
@@ -35,4 +35,4 @@ def _torch_why_not(device: torch.device) -> str | None:
     )
 
 
-LINEAR = Op("linear", linear_ref, (Impl("torch", _linear_torch, _torch_why_not),))
+LINEAR = Op("linear", linear_ref, (Impl("torch", linear_exact, _torch_why_not),))

@@ -55,3 +55,8 @@ def check(op: str, name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: t
 def needs_grad(*tensors: torch.Tensor | None) -> bool:
     """Whether autograd must record the op; without it the wrapper skips autograd.Function's cost per call."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def view(tensor: torch.Tensor) -> tuple[int, ...]:
+    """A tensor as the native functions take it: its address and its strides."""
+    return (tensor.data_ptr(), *tensor.stride())

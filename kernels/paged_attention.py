@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rzero.kernels.attention import attend_ref
-from rzero.kernels.dispatch import Op
+from rzero.kernels.dispatch import Impl, Op
+from rzero.kernels.native import check, float_code, lib, native_why_not, reject, view
 
 
 def paged_attention_ref(
@@ -36,4 +37,38 @@ def paged_attention_ref(
     return o_THE
 
 
-PAGED_ATTENTION = Op("paged_attention", paged_attention_ref)
+def _paged_attention_native(
+    q_THE: Tensor,
+    k_pages_PSGE: Tensor,
+    v_pages_PSGE: Tensor,
+    page_table_BM: Tensor,
+    q_start_B1: Tensor,
+    kv_len_B: Tensor,
+    scale: float,
+) -> Tensor:
+    op = "paged_attention"
+    code = float_code(op, "q_THE", q_THE, 3)
+    T, H, E = q_THE.shape
+    if k_pages_PSGE.ndim != 4 or k_pages_PSGE.shape[2] == 0 or H % k_pages_PSGE.shape[2]:
+        reject(op, "k_pages_PSGE", k_pages_PSGE, f"[P, S, G, {E}] with G a divisor of the {H} query heads")
+    P, S, G, _ = k_pages_PSGE.shape
+    check(op, "k_pages_PSGE", k_pages_PSGE, q_THE.dtype, (P, S, G, E))
+    check(op, "v_pages_PSGE", v_pages_PSGE, q_THE.dtype, (P, S, G, E))
+    if page_table_BM.ndim != 2:
+        reject(op, "page_table_BM", page_table_BM, "[B, M]")
+    B, M = page_table_BM.shape
+    check(op, "page_table_BM", page_table_BM, torch.int32, (B, M))
+    check(op, "q_start_B1", q_start_B1, torch.int32, (B + 1,))
+    check(op, "kv_len_B", kv_len_B, torch.int32, (B,))
+    o_THE = torch.empty((T, H, E), dtype=q_THE.dtype)
+    lib.paged_attention(
+        (code, T, H, G, E), (P, S, B, M), scale, view(q_THE), view(k_pages_PSGE), view(v_pages_PSGE),
+        (page_table_BM.data_ptr(), page_table_BM.stride(0)), q_start_B1.data_ptr(), kv_len_B.data_ptr(),
+        view(o_THE),
+    )  # fmt: skip
+    return o_THE
+
+
+PAGED_ATTENTION = Op(
+    "paged_attention", paged_attention_ref, (Impl("native", _paged_attention_native, native_why_not),)
+)

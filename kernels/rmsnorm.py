@@ -52,7 +52,7 @@ def _forward(
 
 
 def _backward(x_TD: Tensor, w_D: Tensor, rstd_T: Tensor, grad_y_TD: Tensor, extra_TD: Tensor | None) -> Any:
-    """Gradients of the normed rows and of w; `extra_TD`, what flows in past the norm, is added to the former."""
+    """Gradients of the normed rows and of w; `extra_TD`, what flows in past the norm, joins the former."""
     T, D = x_TD.shape
     grad_y_TD = grad_y_TD.contiguous()
     extra_TD = None if extra_TD is None else extra_TD.contiguous()
