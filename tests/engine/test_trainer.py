@@ -4,11 +4,11 @@ transformers, roles kept apart, exact restoring."""
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from plain import (
-    CPU,
     new_trainer,
     nudged,
     plain_logprobs,
@@ -21,9 +21,11 @@ from plain import (
 from torch import Tensor
 
 from rzero.engine.checkpoint import hf_tensors
+from rzero.engine.engine import Engine, Model
 from rzero.engine.errors import InputError
 from rzero.engine.grpo import TrainConfig, TrainGroup
 from rzero.engine.lora import LoraConfig
+from rzero.engine.sampling import SamplingParams
 from rzero.engine.trainer import Trainer
 from rzero.engine.weights import Weights, base_tensors, substitute
 
@@ -338,3 +340,21 @@ def test_reset_forgets_the_moments() -> None:
     trainer.reset("base")
     assert trainer.state("base") == {"step": 0}
     assert torch.device("cpu") == CPU
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 0.7}, {"top_p": 0.9, "top_k": 12}])
+def test_the_trainer_sees_the_log_probs_that_the_sampler_reported(dtype: torch.dtype, drawn: Any) -> None:
+    config = small_config("qwen3")
+    params = SamplingParams(n=5, max_tokens=20, seed=3, **drawn)
+    cfg = replace(BASE, kl_coef=0.0, temperature=params.temperature)
+    with Engine(Model(config, random_weights(config, dtype)), page_size=4, max_batch_tokens=16) as engine:
+        for _ in range(3):
+            outputs = engine.generate([[3, 4, 5], [6, 7, 8, 9, 10, 11, 12], [3]], params)
+            groups = [
+                TrainGroup(o.prompt_token_ids, o.samples, rewards=[float(s.token_ids[0]) for s in o.samples])
+                for o in outputs
+            ]
+            metrics = engine.train_step("base", groups, cfg)
+            assert metrics["grad_norm"] > 0
+            assert (metrics["mismatch_max"], metrics["ratio_mean"]) == (0.0, 1.0)
