@@ -15,6 +15,7 @@ from rzero.cli.evaluate import evaluate
 from rzero.cli.generate import generate
 from rzero.cli.report import report
 from rzero.cli.run import run
+from rzero.engine.errors import InputError
 
 USER_MISTAKE = 2
 
@@ -36,11 +37,6 @@ def main() -> None:
     """The entry point; a mistake of the user is one sentence on stderr and exit status 2."""
     try:
         app(prog_name="rzero")
-    except ValueError as error:
-        # Imported here: the class lives in rzero.engine, whose import takes torch along.
-        from rzero.engine.errors import InputError
-
-        if not isinstance(error, InputError):
-            raise
+    except InputError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(USER_MISTAKE)

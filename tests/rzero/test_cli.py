@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: light to start, exit statuses, options into settings, the way out on a signal."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from rzero.cli import app
+from rzero.cli.run import default_output, resolve, sigterm_as_interrupt
+from rzero.engine.errors import InputError
+from tests.rzero.make_run_folder import make
+
+HEAVY = ("torch", "transformers", "pydantic", "numpy", "rich", "yaml")
+
+
+def rzero(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rzero", *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"import sys, rzero.cli; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["run", "eval", "generate", "report", "doctor"])
+def test_every_command_explains_itself(command: str) -> None:
+    assert command in CliRunner().invoke(app, ["--help"]).output
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+MISTAKES = (
+    (("run", "--preset", "tyny"), "tiny"),
+    (("run", "--set", "solver.learning_rat=1"), "learning_rate"),
+    (("run", "--set", "solver.learning_rate"), "solver.learning_rate"),
+    (("run", "--set", "iterations=0"), "iterations"),
+    (("run", "--seed", "-1"), "seed"),
+    (("run", "--resume", "no-such-folder"), "no-such-folder"),
+    (("run", "--config", "no-such-file.yaml"), "no-such-file.yaml"),
+    (("report", "no-such-folder"), "no-such-folder"),
+    (("generate", "no-such-folder", "hello"), "no-such-folder"),
+    (("generate", "tiny", "hello", "--top-p", "2"), "top_p"),
+    (("doctor", "--device", "gpu"), "gpu"),
+)
+
+
+@pytest.mark.parametrize(("arguments", "named"), MISTAKES)
+def test_a_mistake_is_one_sentence_that_names_it(arguments: tuple[str, ...], named: str) -> None:
+    result = CliRunner().invoke(app, list(arguments))
+    assert isinstance(result.exception, InputError)
+    assert named in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_a_mistake_ends_with_status_2() -> None:
+    done = rzero("report", "no-such-folder")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_without_options_the_tiny_preset_is_run() -> None:
+    settings = resolve(None, None, (), None, {})
+    assert (settings.model, settings.task, settings.iterations) == ("tiny", "arithmetic", 3)
+
+
+def test_a_named_model_takes_the_recommended_settings() -> None:
+    settings = resolve(None, None, (), None, {"model": "some/folder", "task": "math"})
+    assert settings.model == "some/folder"
+    assert settings.pool.candidates == 8000
+
+
+def test_options_reach_their_settings() -> None:
+    given = {"seed": 7, "iterations": 2, "threads": 1, "dtype": "fp32", "ablation": False, "model": None}
+    settings = resolve("tiny", None, ("solver.learning_rate=1e-6",), None, given)
+    assert (settings.seed, settings.iterations, settings.ablation) == (7, 2, False)
+    assert (settings.engine.threads, settings.engine.dtype) == (1, "fp32")
+    assert settings.solver.learning_rate == 1e-6
+
+
+def test_printed_settings_can_be_read_back(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(CliRunner().invoke(app, ["run", "--preset", "tiny", "--print-config"]).output)
+    assert yaml.safe_load(file.read_text())["task"] == "arithmetic"
+    assert resolve(None, file, (), None, {}) == resolve("tiny", None, (), None, {})
+
+
+def test_resume_starts_from_the_settings_of_the_folder(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run", iterations=2)
+    assert resolve(None, None, (), folder, {}).iterations == 2
+    assert resolve(None, None, (), folder, {"seed": 9}).seed == 9
+
+
+def test_output_folder_is_named_after_what_is_run() -> None:
+    assert default_output("tiny").startswith("runs/")
+    assert default_output("tiny").endswith("-tiny")
+    assert default_output("my.module:task").endswith("-my.module-task")
+
+
+def test_sigterm_ends_a_run_as_an_interrupt_does() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt) as stop, sigterm_as_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert type(stop.value).__name__ == "Terminated"
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live display and its estimate of the time left."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rzero.config import load_config
+from rzero.plan import Plan, phases
+from rzero.progress import Progress, duration, sparkline
+from rzero.run_folder import read_journal
+from rzero.settings import Settings
+from tests.rzero.make_run_folder import make
+
+CONFIG = load_config("tiny", overrides=["iterations=2"])
+
+
+def replay(console: Console, folder: Path, config: Settings = CONFIG) -> Progress:
+    """Tell a display what the made-up run folder tells."""
+    questions = list(read_journal(folder / "questions.jsonl"))
+    evaluations = list(read_journal(folder / "evaluations.jsonl"))
+    progress = Progress(config, folder, console)
+    progress.on_run("main", 53, 0)
+    for row in read_journal(folder / "metrics.jsonl"):
+        progress.on_phase(row["iteration"], row["phase"], 1)
+        progress.on_progress(3, 9, "answers")
+        if row["phase"] == "pool":
+            progress.on_questions(questions)
+        if row["phase"] == "evaluation":
+            progress.on_evaluation([one for one in evaluations if one["iteration"] == row["iteration"]])
+        progress.on_step(row)
+    return progress
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("run") / "made-up", iterations=2)
+
+
+def text_of(progress: Progress, console: Console) -> str:
+    with console.capture() as capture:
+        console.print(progress)
+    return capture.get()
+
+
+def test_without_a_terminal_each_step_is_a_line(folder: Path) -> None:
+    out = io.StringIO()
+    replay(Console(file=out, width=100), folder)
+    lines = out.getvalue().splitlines()
+    assert sum(line.startswith("[") for line in lines) == 53
+    assert "\x1b" not in out.getvalue()
+    assert any("asked:" in line for line in lines)
+
+
+def test_display_shows_phase_rewards_questions_and_accuracy(folder: Path) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    shown = text_of(replay(console, folder), console)
+    for text in ("iteration 2 of 2", "Solver's reward", "fresh questions", "base", "iteration 1", "left"):
+        assert text in shown
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_display_fits_its_width(folder: Path, width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    assert max(len(line) for line in text_of(replay(console, folder), console).splitlines()) <= width
+
+
+def test_model_output_is_not_read_as_markup(folder: Path) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    progress = replay(console, folder)
+    row: dict[str, Any] = {"question": "[red]1+1[/red] [/bold]", "votes": [], "kept": False, "reason": "[x]"}
+    progress.on_questions([row])
+    assert "[red]1+1[/red] [/bold]" in text_of(progress, console)
+
+
+def test_summary_compares_with_the_ablation(folder: Path) -> None:
+    out = io.StringIO()
+    progress = replay(Console(file=out, width=120), folder)
+    progress.on_run("ablation", 37, 0)
+    progress.on_evaluation(
+        [row for row in read_journal(folder / "ablation" / "evaluations.jsonl") if row["iteration"]]
+    )
+    progress.print_summary(folder / "report.html")
+    tail = out.getvalue()[-1500:]
+    assert "untrained Challenger" in tail
+    assert "report.html" in tail
+
+
+def test_plan_has_the_units_of_the_run() -> None:
+    assert list(phases(CONFIG, is_ablation=False)).count("challenger") == 2 * CONFIG.challenger.steps
+    assert "challenger" not in list(phases(CONFIG, is_ablation=True))
+    assert list(phases(CONFIG, is_ablation=False)).count("evaluation") == 3
+
+
+def test_time_left_comes_from_what_was_measured() -> None:
+    plan = Plan({"a": 10.0, "b": 30.0}, {"main": ("a", "a", "b"), "ablation": ("b",)})
+    plan.start("main", 0)
+    plan.finish("a", 2.0)
+    assert plan.unit_s("b") == pytest.approx(6.0)
+    assert plan.left_s() == pytest.approx(2 + 6 + 6)
+    plan.finish("a", 2.0)
+    plan.finish("b", 1.0)
+    assert plan.left_s() == pytest.approx(1.0)
+    plan.start("ablation", 1)
+    assert plan.left_s() == 0
+    assert plan.share_done() == 1
+
+
+def test_resumed_run_counts_what_was_done_before() -> None:
+    plan = Plan({"a": 10.0}, {"main": ("a",) * 10})
+    plan.start("main", 9)
+    plan.finish("a", 3.0)
+    assert plan.left_s() == 0
+
+
+def test_sparkline_and_duration() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert sparkline([]) == ""
+    assert len(sparkline([0.1] * 500)) == 32
+    assert [duration(s) for s in (4.2, 65, 7260)] == ["4 s", "1:05 min", "2:01 h"]
