@@ -251,10 +251,8 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 
 
 def _votes(row: Mapping[str, Any]) -> str:
-    return (
-        "  ".join(f"{_short(str(vote['answer']), 12)} ({vote['count']})" for vote in row["votes"][:3])
-        or "none"
-    )
+    votes = sorted(row["votes"], key=lambda vote: -int(vote["count"]))[:3]
+    return "  ".join(f"{_short(str(vote['answer']), 12)} ({vote['count']})" for vote in votes) or "none"
 
 
 def _verdict(row: Mapping[str, Any]) -> str:

@@ -208,7 +208,7 @@ def make(folder: Path, run: str = "main", iterations: int = 3) -> Path:
             {
                 "rzero": "0.1.0",
                 "seed": 1,
-                "kernels": [{"op": "linear", "backend": "ref", "reasons": ["native: not built"]}],
+                "kernels": [["linear", "ref", ["native: not built"]]],
             }
         )
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: its numbers and words, that nothing a model wrote becomes markup, and that a browser shows it."""
+"""The report: its numbers and words, that model output stays text, and that a browser shows it."""
 
 import json
 import re

@@ -237,7 +237,9 @@ def brief(row: Row) -> dict[str, Any]:
         **{name: row[name] for name in ("iteration", "index", "label", "kept", "reason", "truth")},
         "question": cut(row["question"]),
         "own": row["challenger_answer"],
-        "votes": [[vote["answer"], vote["count"]] for vote in row["votes"]],
+        "votes": sorted(
+            ([vote["answer"], vote["count"]] for vote in row["votes"]), key=lambda vote: -vote[1]
+        ),
         "answers": [[text, answer, count] for (text, answer), count in texts.most_common()],
         "asked": len(row["answers"]),
     }

@@ -98,7 +98,9 @@ def learning_sentence(before: Style, after: Style) -> str:
         "steps that are right more often": gain.steps,
         "better guesses": gain.guesses,
     }
-    split = ", ".join(f"{100 * value:+.1f} from {name}" for name, value in parts.items() if abs(value) >= 0.0005)
+    split = ", ".join(
+        f"{100 * value:+.1f} from {name}" for name, value in parts.items() if abs(value) >= 0.0005
+    )
     text = f"{share}; {right}. The change of {100 * gain.total:+.1f} points is {split}."
     if gain.total > 0 and gain.switching > gain.total / 2:
         return text + " Most of it is a habit brought forward that the base had already, not a new skill."

@@ -253,7 +253,7 @@ function drawQuestions() {
 function drawMade() {
   for (const [name, value] of data.run) at("run-facts").append(element("dt", {}, name), element("dd", {}, value));
   const left = (text) => ({ kind: "left", text });
-  const rows = data.kernels.map((row) => [row.op, left(row.backend), { kind: "left wrap", text: element("small", {}, row.reasons.join("; ")) }]);
+  const rows = data.kernels.map(([op, backend, reasons]) => [op, left(backend), { kind: "left wrap", text: element("small", {}, reasons.join("; ")) }]);
   if (rows.length) table(["op", left("backend"), left("why not another")], rows, at("kernels"));
   at("config").textContent = data.config;
 }
