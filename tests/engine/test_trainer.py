@@ -27,7 +27,7 @@ from rzero.engine.grpo import TrainConfig, TrainGroup
 from rzero.engine.lora import LoraConfig
 from rzero.engine.sampling import SamplingParams
 from rzero.engine.trainer import Trainer
-from rzero.engine.weights import Weights, base_tensors, substitute
+from rzero.engine.weights import Weights, base_tensors, merge_lora, substitute
 
 LENGTHS = ((5, 1, 7), (3, 0, 4), (6, 2))
 BASE = TrainConfig(learning_rate=1e-3, kl_coef=0.05, grad_clip=0.0)
@@ -357,3 +357,31 @@ def test_the_trainer_sees_the_log_probs_that_the_sampler_reported(dtype: torch.d
             metrics = engine.train_step("base", groups, cfg)
             assert metrics["grad_norm"] > 0
             assert (metrics["mismatch_max"], metrics["ratio_mean"]) == (0.0, 1.0)
+
+
+def test_gradients_of_adapters_are_those_of_the_merged_matrices() -> None:
+    config = small_config("qwen2")
+    trainer, roles = new_trainer(config, random_weights(config, torch.float32), backend="auto")
+    roles.fork("solver", of="base")
+    roles.add_lora("solver", LoraConfig(rank=4, alpha=6.0))
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in roles.trainable_tensors("solver"):
+        if name.endswith(".b"):
+            tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+    roles.replace("merged", merge_lora(config, roles.role("solver")))
+    cfg = replace(BASE, kl_coef=0.0)
+    groups = random_groups(8, LENGTHS)
+    mine, whole = (trainer.gradients(role, groups, cfg) for role in ("solver", "merged"))
+    assert mine is not None and whole is not None
+    adapters, scale = dict(roles.trainable_tensors("solver")), 6.0 / 4
+    query, inner = config.heads * config.head_size, config.intermediate_size
+    parts = {
+        "q_proj": whole.grads["layers.1.qkv"][:query],
+        "o_proj": whole.grads["layers.1.o"],
+        "up_proj": whole.grads["layers.1.gate_up"][inner:],
+        "down_proj": whole.grads["layers.1.down"],
+    }
+    for target, grad in parts.items():
+        a, b = (adapters[f"layers.1.{target}.{x}"] for x in "ab")
+        assert apart(mine.grads[f"layers.1.{target}.a"], scale * b.T @ grad) <= 1e-4
+        assert apart(mine.grads[f"layers.1.{target}.b"], scale * grad @ a.T) <= 1e-4
