@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""adamw: one AdamW update of one tensor, in place (Loshchilov and Hutter, 1711.05101; arithmetic of torch.optim.AdamW).
+"""adamw: one AdamW update of one tensor, in place (Loshchilov and Hutter, 1711.05101).
 
-param float32 or bfloat16, grad float32 or bfloat16, exp_avg and exp_avg_sq float32, master float32 or None, all of one
-shape and contiguous -> None. With g = grad_scale * grad and p = master, or param where there is none:
+param float32 or bfloat16; grad of param's type or float32; exp_avg, exp_avg_sq float32; master float32 or
+None; all of one shape and contiguous -> None. With g = grad_scale * grad, p = master (param where None):
     p *= 1 - lr * weight_decay;  m += (1 - beta1) (g - m);  v = beta2 v + (1 - beta2) g^2
     p -= lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps);  param = p rounded to its type
-Float32 inside. A bfloat16 param without a master loses updates below its last bit. Elements are independent.
+The arithmetic is that of torch.optim.AdamW, in float32. A bfloat16 param without a master loses updates below
+its last bit. Elements are independent. Raises ValueError for tensors that do not belong together.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rzero.kernels.dispatch import Op, up
+from rzero.kernels.dispatch import Impl, Op, up
+from rzero.kernels.native import DTYPE_CODE, lib, native_why_not, reject
 
 
 class AdamwStep(NamedTuple):
@@ -75,4 +77,26 @@ def check_update(
             )
 
 
-ADAMW = Op("adamw", adamw_ref)
+@torch.no_grad()
+def _adamw_native(
+    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, master: Tensor | None, how: AdamwStep
+) -> None:
+    check_update(param, grad, exp_avg, exp_avg_sq, master, how)
+    for name, tensor in (
+        ("param", param), ("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("master", master)
+    ):  # fmt: skip
+        if tensor is not None and not (
+            tensor.is_contiguous() and tensor.is_cpu and tensor.dtype in DTYPE_CODE
+        ):
+            reject("adamw", name, tensor, "a contiguous float32 or bfloat16 CPU tensor")
+    numbers = (
+        how.grad_scale, 1 - how.lr * how.weight_decay, 1 - how.beta1, how.beta2, 1 - how.beta2,
+        how.step_size, how.root_correction2, how.eps,
+    )  # fmt: skip
+    lib.adamw(
+        DTYPE_CODE[param.dtype], DTYPE_CODE[grad.dtype], param.numel(), param.data_ptr(), grad.data_ptr(),
+        exp_avg.data_ptr(), exp_avg_sq.data_ptr(), 0 if master is None else master.data_ptr(), numbers,
+    )  # fmt: skip
+
+
+ADAMW = Op("adamw", adamw_ref, (Impl("native", _adamw_native, native_why_not),))

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bleu: sentence BLEU-4 of every pair of token lists, with smoothing method 1 (Papineni et al., ACL 2002; Chen and
-Cherry, WMT 2014), as nltk.translate.bleu_score.sentence_bleu([reference], hypothesis, smoothing_function=method1).
+"""bleu: sentence BLEU-4 of every pair of token lists, smoothing method 1 (Papineni et al., ACL 2002).
 
-token_ids: N sequences of whole numbers, any may be empty -> float64 numpy array [N, N]; [i, j] has hypothesis i and
-reference j. Order n counts clipped matches over max(1, len - n + 1); an order without a match counts 0.1 matches; no
-common token at all gives 0; a hypothesis shorter than its reference is multiplied by exp(1 - len(ref) / len(hyp)).
-Equal to nltk within 1e-12. Raises ValueError for tokens that are not whole numbers.
+Equal within 1e-12 to nltk's sentence_bleu([reference], hypothesis, smoothing_function=method1) (Chen and
+Cherry, WMT 2014). token_ids: N sequences of whole numbers, any may be empty -> float64 numpy array [N, N];
+[i, j] has hypothesis i and reference j. Order n counts clipped matches over max(1, len - n + 1); an order
+without a match counts 0.1 matches; no common token at all gives 0; a hypothesis shorter than its reference is
+multiplied by exp(1 - len(reference) / len(hypothesis)).
+Raises ValueError for tokens that are not whole numbers.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from rzero.kernels.dispatch import Op
+from rzero.kernels.dispatch import Impl, Op
+from rzero.kernels.native import lib, native_why_not
 
 ORDERS = 4
 EPSILON = 0.1
@@ -34,7 +36,7 @@ def flatten(token_ids: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.int64], 
 
 def bleu_ref(token_ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
     flat, begins = flatten(token_ids)
-    lists = [flat[a:b].tolist() for a, b in zip(begins, begins[1:], strict=False)]
+    lists = [flat[a:b].tolist() for a, b in pairwise(begins)]
     counts = [
         [Counter(zip(*(ids[k:] for k in range(n + 1)), strict=False)) for n in range(ORDERS)] for ids in lists
     ]
@@ -55,4 +57,11 @@ def _score(matches: list[int], hypothesis: int, reference: int) -> float:
     return brevity * math.exp(math.fsum(logs) / ORDERS)
 
 
-BLEU = Op("bleu", bleu_ref)
+def _bleu_native(token_ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+    flat, begins = flatten(token_ids)
+    scores = np.empty((len(begins) - 1, len(begins) - 1))
+    lib.bleu(len(begins) - 1, flat.ctypes.data, begins.ctypes.data, scores.ctypes.data)
+    return scores
+
+
+BLEU = Op("bleu", bleu_ref, (Impl("native", _bleu_native, native_why_not),))

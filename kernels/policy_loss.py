@@ -1,33 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""policy_loss: the clipped surrogate of GRPO with a KL term, per token; group_advantage: what an answer is worth.
+"""policy_loss: the clipped surrogate of GRPO with a KL term; group_advantage: what an answer is worth.
 
-policy_loss: logp_T, old_logp_T, ref_logp_T or None, advantage_T, weight_T, all [T] float32 -> PolicyLossOut. Only
-logp_T gets a gradient. T = 0 is legal.
+policy_loss: logp_T, old_logp_T, ref_logp_T or None, advantage_T, weight_T, all [T] float32 -> PolicyLossOut.
+Only logp_T gets a gradient. T = 0 is legal.
     ratio     = exp(clamp(logp - old_logp, -20, 20))
-    surrogate = -A * ratio, with the ratio held at most at 1 + clip_high where A >= 0, and at least at 1 - clip_low and
-                at most at clip_dual where A < 0 (PPO, 1707.06347; asymmetric: DAPO, 2503.14476; dual: 1912.09729)
+    surrogate = -A * ratio; the ratio is held at or below 1 + clip_high where A >= 0, and within 1 - clip_low
+                to clip_dual where A < 0 (PPO 1707.06347; asymmetric: DAPO 2503.14476; dual: 1912.09729)
     d         = logp - ref_logp
-    kl        = k1: d    k2: d^2 / 2    k3: exp(-d) + d - 1 with d clamped to -20..20 and the result to at most 10
+    kl        = k1: d    k2: d^2 / 2    k3: exp(-d) + d - 1, d clamped to -20..20, the result to at most 10
                 (Schulman, "Approximating KL divergence"; clamps as in EasyR1's core_algos.py)
     loss      = sum over T of weight * (surrogate + kl_coef * kl)
-The weights carry the denominator of the whole step (token or sequence mean), so micro-batches just add up. A token of
-weight 0 is ignored, whatever its other values. A clamped term has no gradient. As a loss, k1 has gradient 0 in
-expectation and k2 the true one; k1 is for measuring.
-Metrics are means over the tokens with a weight, float32 scalars on the device, 0 where there are none.
+The weights carry the denominator of the whole step (token or sequence mean), so micro-batches just add up. A
+token of weight 0 is ignored, whatever its other values. A clamped term has no gradient; on the bound itself
+it has one. As a loss, k1 has gradient 0 in expectation and k2 the true one; k1 is for measuring.
+Metrics are means over the tokens with a weight: scalars on the device, 0 where there are none.
 
-group_advantage: reward_B [B] float, group_B [B] int64 ids -> advantage_B like reward_B, in one of three modes:
-    std     (r - mean) / (std + eps), unbiased std unless told otherwise: (0, 0, 0, 1) gives its last 1.50 (GRPO, 2402.03300)
-    center  r - mean (Dr. GRPO, 2503.20783)      loo  r - mean of the others in the group (RLOO, 2402.14740)
-A group of one answer or of equal rewards has advantage exactly 0. Raises ValueError for a reward that is not finite.
+group_advantage: reward_B [B] float, group_B [B] int64 ids -> advantage_B like reward_B. The modes:
+    std     (r - mean) / (std + eps), unbiased by default: (0, 0, 0, 1) gives its last 1.50 (GRPO 2402.03300)
+    center  r - mean (Dr. GRPO 2503.20783)
+    loo     r - mean of the others in the group (RLOO 2402.14740)
+A group of one answer or of equal rewards has advantage exactly 0. Raises ValueError for a reward that is not
+finite. Plain torch on every device: a few numbers per answer.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from rzero.kernels.dispatch import Op
+from rzero.kernels.dispatch import Impl, Op
+from rzero.kernels.native import check, lib, native_why_not, needs_grad
 
 MAX_LOG_RATIO = 20.0
 MAX_K3 = 10.0
@@ -133,13 +137,12 @@ def group_advantage_ref(
 ) -> Tensor:
     if reward_B.ndim != 1 or not reward_B.is_floating_point():
         raise ValueError(
-            f"group_advantage: reward_B must be [B] of a float type, it is {reward_B.dtype} {list(reward_B.shape)}"
+            f"group_advantage: reward_B must be float [B], it is {reward_B.dtype} {list(reward_B.shape)}"
         )
     if group_B.shape != reward_B.shape or group_B.dtype != torch.int64 or group_B.device != reward_B.device:
         have = f"{group_B.dtype} {list(group_B.shape)} on {group_B.device}"
-        raise ValueError(
-            f"group_advantage: group_B must be int64 {list(reward_B.shape)} on {reward_B.device}, it is {have}"
-        )
+        wanted = f"int64 {list(reward_B.shape)} on {reward_B.device}"
+        raise ValueError(f"group_advantage: group_B must be {wanted}, it is {have}")
     if mode not in MODES:
         raise ValueError(f"group_advantage: mode is {mode!r}; it must be one of {', '.join(MODES)}")
     if not reward_B.isfinite().all():
@@ -166,5 +169,55 @@ def group_advantage_ref(
     return away_B.masked_fill((largest == smallest)[place_B], 0).to(reward_B.dtype)
 
 
-POLICY_LOSS = Op("policy_loss", policy_loss_ref)
+class _WithGradient(torch.autograd.Function):
+    """A loss whose gradient was computed along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, logp_T: Tensor, loss: Tensor, grad_T: Tensor) -> Tensor:
+        ctx.save_for_backward(grad_T)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> Any:
+        return ctx.saved_tensors[0] * grad_loss, None, None
+
+
+def _policy_loss_native(
+    logp_T: Tensor,
+    old_logp_T: Tensor,
+    ref_logp_T: Tensor | None,
+    advantage_T: Tensor,
+    weight_T: Tensor,
+    cfg: PolicyLossConfig,
+) -> PolicyLossOut:
+    T = logp_T.numel()
+    given = (logp_T, old_logp_T, ref_logp_T, advantage_T, weight_T)
+    names = ("logp_T", "old_logp_T", "ref_logp_T", "advantage_T", "weight_T")
+    for name, tensor in zip(names, given, strict=True):
+        if tensor is not None:
+            check("policy_loss", name, tensor, torch.float32, (T,))
+    grad_T = torch.empty(T)
+    dual = torch.inf if cfg.clip_dual is None else cfg.clip_dual
+    loss, *sums, ratio_max, tokens = lib.policy_loss(
+        T, *(0 if tensor is None else tensor.data_ptr() for tensor in given),
+        (cfg.clip_low, cfg.clip_high, dual, cfg.kl_coef), 1 + ESTIMATORS.index(cfg.kl_estimator),
+        grad_T.data_ptr(),
+    )  # fmt: skip
+    ratio, clipped, step_kl, kl = (torch.tensor(x / max(tokens, 1)) for x in sums)
+    loss = torch.tensor(loss)
+    if needs_grad(logp_T):
+        loss = _WithGradient.apply(logp_T, loss, grad_T)
+    return PolicyLossOut(
+        loss=loss,
+        ratio_mean=ratio,
+        ratio_max=torch.tensor(ratio_max),
+        clip_fraction=clipped,
+        step_kl_mean=step_kl,
+        kl_mean=None if ref_logp_T is None else kl,
+        tokens=torch.tensor(int(tokens)),
+    )
+
+
+POLICY_LOSS = Op("policy_loss", policy_loss_ref, (Impl("native", _policy_loss_native, native_why_not),))
 GROUP_ADVANTAGE = Op("group_advantage", group_advantage_ref)

@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sample: draws one token per row from softmax(logits / temperature) after min-p, top-k and top-p, with its log-prob.
+"""sample: draws one token per row from softmax(logits / temperature) after min-p, top-k and top-p.
 
-logits_BV [B, V] float32 or bfloat16, last stride 1; temperature_B, top_p_B, min_p_B [B] float32; top_k_B [B] int32;
-key_B, position_B [B] int64 -> token_B int64, logp_B float32 (of the distribution drawn from), full_logp_B float32
-(of softmax(logits), temperature 1). B = 0 is legal.
+logits_BV [B, V] float32 or bfloat16, last stride 1; temperature_B, top_p_B, min_p_B [B] float32; top_k_B [B]
+int32; key_B, position_B [B] int64 -> token_B int64, logp_B float32 (log-prob under the distribution drawn
+from), full_logp_B float32 (under softmax(logits), temperature 1). B = 0 is legal.
 
-Rules, for y = logits / temperature and d = y - max(y), in float32:
-- min-p keeps d >= log(min_p), so at least the largest; top-k keeps y >= the k-th largest y; top-p keeps y >= the
-  largest bound whose tokens hold at least top_p of the mass left by the former two. Each rule keeps all tokens equal
-  to its bound: which tokens may be drawn never depends on an order among equals. Off: min_p 0, top_k 0, top_p 1.
+Rules, in float32, with m the largest logit of the row and y = (logit - m) / temperature:
+- min-p keeps y >= log(min_p); top-k keeps the logits at or above the k-th largest; top-p keeps those at or
+  above the largest bound whose tokens hold at least top_p of the mass that the former two left. Every token
+  equal to a bound stays: what may be drawn never depends on an order among equals.
+  Off: min_p 0, top_k 0, top_p 1.
 - temperature 0 is argmax, the lowest index among equals, with logp 0.
-- the draw is the first token, in vocabulary order, whose cumulated mass exceeds u times the whole mass. u comes from
-  Philox4x32-10 (Salmon et al., SC'11) with key_B as its 64-bit key and position_B as the low half of its counter:
-  u = (2 m + 1) / 2^53, m = the top 52 of the first 64 bits; every u is exact and 0 < u < 1.
-- without truncation logp has the bits of linear_logprob at that temperature, and full_logp those at temperature 1.
-A row depends on nothing but itself. Raises ValueError for a row without a finite maximum (NaN, +inf, all -inf), and
-for settings out of range.
+- the draw is the first token, in vocabulary order, whose cumulated mass exceeds u times the whole mass. u
+  comes from Philox4x32-10 (Salmon et al., SC'11) with key_B as its 64-bit key and position_B as the low half
+  of its counter: u = (2 m + 1) / 2^53 with m the top 52 of its first 64 bits: exact, and 0 < u < 1.
+- without truncation logp has the bits of linear_logprob at that temperature; full_logp those at 1.
+A row depends on nothing but itself. Raises ValueError for a row that holds NaN or +inf or only -inf, and for
+settings out of range.
 """
 
 import torch
 from torch import Tensor
 
-from rzero.kernels.dispatch import Op, up
+from rzero.kernels.dispatch import Impl, Op, up
+from rzero.kernels.linear_logprob import log_softmax_ref
+from rzero.kernels.native import float_code, lib, native_why_not
 
 Drawn = tuple[Tensor, Tensor, Tensor]
 _MASK32 = 0xFFFFFFFF
@@ -52,32 +55,25 @@ def uniform_ref(key_B: Tensor, position_B: Tensor) -> Tensor:
     return (2 * bits_B + 1).double() * 2.0**-53
 
 
-def support_ref(y_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, min_p_B: Tensor) -> Tensor:
-    """Which tokens may be drawn, [B, V] bool, by the rules above."""
-    V = y_BV.shape[1]
-    d_BV = y_BV - y_BV.amax(-1, keepdim=True)
-    keep_BV = d_BV >= min_p_B.double().log().to(d_BV.dtype)[:, None]
-    sorted_BV, order_BV = y_BV.sort(dim=-1, descending=True)
+def support_ref(x_BV: Tensor, y_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, min_p_B: Tensor) -> Tensor:
+    """Which tokens may be drawn, [B, V] bool, by the rules above, from logits x and their y."""
+    V = x_BV.shape[1]
+    keep_BV = y_BV >= min_p_B.double().log().to(y_BV.dtype)[:, None]
+    sorted_BV, order_BV = x_BV.sort(dim=-1, descending=True)
     k_B = torch.where(top_k_B > 0, top_k_B, V).clamp(max=V).long()
-    keep_BV &= y_BV >= sorted_BV.gather(-1, k_B[:, None] - 1)
-    mass_BV = torch.where(keep_BV, d_BV.exp(), 0).double()
+    keep_BV &= x_BV >= sorted_BV.gather(-1, k_B[:, None] - 1)
+    mass_BV = torch.where(keep_BV, y_BV.exp(), 0).double()
     total_BV = mass_BV.gather(-1, order_BV).cumsum(-1)
-    # The first place where the mass reaches top_p of the whole; the bound is the value there.
-    short_B = (total_BV < top_p_B.double()[:, None] * total_BV[:, -1:]).sum(-1).clamp(max=V - 1)
-    bound_B1 = sorted_BV.gather(-1, short_B[:, None])
-    return keep_BV & ((y_BV >= bound_B1) | (top_p_B >= 1)[:, None])
+    # The first place where the mass reaches top_p of the whole; the bound is the logit there.
+    place_B = (total_BV < top_p_B.double()[:, None] * total_BV[:, -1:]).sum(-1).clamp(max=V - 1)
+    bound_B1 = sorted_BV.gather(-1, place_B[:, None])
+    return keep_BV & ((x_BV >= bound_B1) | (top_p_B >= 1)[:, None])
 
 
-def check_rows(max_B: Tensor, total_B: Tensor | None = None) -> None:
-    """Raises ValueError for the first row that holds NaN or +inf, or only -inf."""
-    bad_B = ~max_B.isfinite()
-    if total_B is not None:
-        bad_B |= total_B.isnan()
-    if bad_B.any():
-        row = int(bad_B.nonzero()[0])
-        raise ValueError(
-            f"sample: row {row} of logits_BV has NaN, +inf or only -inf; nothing can be drawn from it"
-        )
+def _bad_row(row: int) -> ValueError:
+    return ValueError(
+        f"sample: row {row} of logits_BV has NaN, +inf or only -inf; nothing can be drawn from it"
+    )
 
 
 def check_settings(
@@ -130,21 +126,50 @@ def sample_ref(
     if not logits_BV.shape[0]:
         return key_B.clone(), temperature_B.clone(), temperature_B.clone()
     x_BV = up(logits_BV)
-    check_rows(x_BV.amax(-1))
+    top_B1 = x_BV.amax(-1, keepdim=True)  # NaN where the row has one
+    if not top_B1.isfinite().all():
+        raise _bad_row(int((~top_B1.isfinite()).nonzero()[0, 0]))
     is_greedy_B = temperature_B == 0
-    y_BV = x_BV / torch.where(is_greedy_B, 1, temperature_B)[:, None]
-    keep_BV = support_ref(y_BV, top_k_B, top_p_B, min_p_B)
-    mass_BV = torch.where(keep_BV, (y_BV - y_BV.amax(-1, keepdim=True)).exp(), 0).double()
+    temperature_B1 = torch.where(is_greedy_B, 1, temperature_B)[:, None]
+    y_BV = (x_BV - top_B1) / temperature_B1
+    keep_BV = support_ref(x_BV, y_BV, top_k_B, top_p_B, min_p_B)
+    mass_BV = torch.where(keep_BV, y_BV.exp(), 0).double()
     total_BV = mass_BV.cumsum(-1)
     target_B1 = uniform_ref(key_B, position_B)[:, None] * total_BV[:, -1:]
     # u * total may round up to total; the last token with mass is then the one.
     last_B = logits_BV.shape[1] - 1 - (mass_BV > 0).flip(-1).int().argmax(-1)
     token_B = torch.minimum((total_BV <= target_B1).sum(-1), last_B)
     # The first of the largest by comparison: torch's argmax promises no order among equals.
-    token_B = torch.where(is_greedy_B, (x_BV == x_BV.amax(-1, keepdim=True)).int().argmax(-1), token_B)
-    logp_BV = y_BV.masked_fill(~keep_BV, -torch.inf).log_softmax(-1)
-    logp_B = logp_BV.gather(-1, token_B[:, None])[:, 0].masked_fill(is_greedy_B, 0)
-    return token_B, logp_B, x_BV.log_softmax(-1).gather(-1, token_B[:, None])[:, 0]
+    token_B = torch.where(is_greedy_B, (x_BV == top_B1).int().argmax(-1), token_B)
+    kept_BV = x_BV.masked_fill(~keep_BV, -torch.inf)
+    logp_B = log_softmax_ref(kept_BV, temperature_B1).gather(-1, token_B[:, None])[:, 0]
+    full_BV = log_softmax_ref(x_BV, torch.ones_like(temperature_B1))
+    return token_B, logp_B.masked_fill(is_greedy_B, 0), full_BV.gather(-1, token_B[:, None])[:, 0]
 
 
-SAMPLE = Op("sample", sample_ref)
+def _sample_native(
+    logits_BV: Tensor,
+    temperature_B: Tensor,
+    top_k_B: Tensor,
+    top_p_B: Tensor,
+    min_p_B: Tensor,
+    key_B: Tensor,
+    position_B: Tensor,
+) -> Drawn:
+    code = float_code("sample", "logits_BV", logits_BV, 2)
+    check_settings(logits_BV, temperature_B, top_k_B, top_p_B, min_p_B, key_B, position_B)
+    B, V = logits_BV.shape
+    token_B = torch.empty(B, dtype=torch.int64)
+    logp_B, full_logp_B = torch.empty(B), torch.empty(B)
+    settings = (temperature_B, top_k_B, top_p_B, min_p_B, key_B, position_B)
+    held = [tensor.contiguous() for tensor in settings]
+    lib.sample(
+        code, B, V, logits_BV.data_ptr(), logits_BV.stride(0), *(tensor.data_ptr() for tensor in held),
+        token_B.data_ptr(), logp_B.data_ptr(), full_logp_B.data_ptr(),
+    )  # fmt: skip
+    if B and int(token_B.min()) < 0:
+        raise _bad_row(int((token_B < 0).nonzero()[0]))
+    return token_B, logp_B, full_logp_B
+
+
+SAMPLE = Op("sample", sample_ref, (Impl("native", _sample_native, native_why_not),))
