@@ -185,9 +185,7 @@ class Judge:
         _kill(worker)
         self._workers.remove(worker)
         if not worker.is_ready:
-            raise InputError(
-                f"a grading process did not start; try: {' '.join(map(str, worker.process.args))}"
-            )  # type: ignore[arg-type]
+            raise InputError(f"a grading process for {self._function} does not start; its error is above")
         self._counts[reason] += 1
         if worker.pending:
             verdicts[worker.pending.popleft()] = None

@@ -50,8 +50,8 @@ def empty_pool(iteration: int) -> str:
     """Why a run ends early when no question was kept."""
     return (
         f"stopped in iteration {iteration}: no question of the pool lies between too easy and too hard, so "
-        "there is nothing to train the Solver on; questions.jsonl says why each was dropped; widen pool.keep_low "
-        "and pool.keep_high, or draw more pool.candidates"
+        "there is nothing to train the Solver on; questions.jsonl says why each was dropped; widen "
+        "pool.keep_low and pool.keep_high, or draw more pool.candidates"
     )
 
 

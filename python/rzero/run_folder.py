@@ -22,11 +22,10 @@ from typing import IO, Any, NamedTuple
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from rzero.config import differences, fingerprint, from_dict, to_yaml
 from rzero.engine.errors import InputError
+from rzero.engine.tensor_file import fill_file, read_tensors
 from rzero.settings import Settings
 
 JOURNALS = ("metrics.jsonl", "questions.jsonl", "evaluations.jsonl", "evaluation_answers.jsonl")
@@ -238,8 +237,6 @@ def explained(path: Path) -> Iterator[None]:
                 "nothing finished is lost, make room and go on with --resume"
             ) from error
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise InputError(f"cannot write {path}: {error}; make room and go on with --resume") from error
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -283,10 +280,8 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial)
+    fill_file(partial, tensors)
     digest = _sha256(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
     partial.replace(path)
     _sync_folder(path.parent)
     return {"file": path.name, "sha256": digest}
@@ -297,7 +292,7 @@ def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, torch.Tenso
         raise _Damaged(f"{path} is missing")
     if _sha256(path) != entry["sha256"]:
         raise _Damaged(f"{path} is damaged: its SHA-256 is not the recorded one")
-    return dict(load_file(path))
+    return read_tensors(path)
 
 
 def _sha256(path: Path) -> str:

@@ -73,11 +73,11 @@ class Training(Section):
 
     updates_per_step: Count = 1
     """optimizer updates on one step's samples; advantages are taken over the whole step first"""
-    learning_rate: Amount = 1e-6
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     """AdamW step size"""
-    beta1: Share = 0.9
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """AdamW decay of the first moment"""
-    beta2: Share = 0.999
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """AdamW decay of the second moment"""
     weight_decay: Amount = 0.01
     """AdamW weight decay"""
@@ -85,11 +85,11 @@ class Training(Section):
     """largest gradient norm"""
     warmup_steps: Whole = 0
     """updates over which the learning rate rises from 0"""
-    clip_low: Amount = 0.2
+    clip_low: Share = 0.2
     """the ratio is clipped below 1 - clip_low"""
     clip_high: Amount = 0.3
     """the ratio is clipped above 1 + clip_high"""
-    clip_dual: Amount | None = 3.0
+    clip_dual: Annotated[float, Field(gt=1)] | None = 3.0
     """bound on the loss of a bad sample whose ratio explodes; null: off"""
     kl_coef: Amount = 0.01
     """weight of the KL to the reference in the loss"""

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: what is refused and how it is said, what is merged, printed and compared."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rzero.config import (
+    differences,
+    fingerprint,
+    flatten,
+    from_dict,
+    load_config,
+    nearest,
+    preset_names,
+    to_yaml,
+)
+from rzero.engine.errors import InputError
+from rzero.settings import Section, Settings
+
+
+def sections(section: Section) -> list[Section]:
+    inner = [value for value in section.__dict__.values() if isinstance(value, Section)]
+    return [section, *(deeper for one in inner for deeper in sections(one))]
+
+
+def test_every_field_has_a_text() -> None:
+    for section in sections(Settings()):
+        for name, field in type(section).model_fields.items():
+            assert field.description, f"{type(section).__name__}.{name}"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_load_and_print_as_what_they_are(name: str) -> None:
+    config = load_config(name)
+    for texts in (False, True):
+        assert from_dict(yaml.safe_load(to_yaml(config, texts=texts))) == config
+
+
+def test_recommended_defaults() -> None:
+    """Rows of the comparison between paper and code that the defaults decide."""
+    config = Settings()
+    challenger, pool, solver = config.challenger, config.pool, config.solver
+    assert (challenger.reward_scale, challenger.repetition_weight, challenger.reward_floor) == (1, 1, None)
+    assert (challenger.invalid_reward, challenger.votes, pool.votes) == (-1, 10, 10)
+    assert (pool.keep_low, pool.keep_high, pool.candidates) == (3, 7, 8000)
+    assert (pool.sampling.temperature, pool.sampling.top_p) == (1.0, 0.95)
+    assert (config.voting.temperature, config.voting.top_p, config.voting.top_k) == (1.0, 1.0, 40)
+    assert challenger.sampling.top_p == solver.sampling.top_p == 1.0
+    assert (challenger.group, solver.samples, solver.questions_per_step) == (4, 5, 512)
+    assert challenger.questions_per_step == 512 * 4
+    assert (challenger.updates_per_step, solver.updates_per_step) == (32, 4)
+    assert (challenger.steps, solver.steps, config.iterations) == (5, 15, 3)
+    for phase in (challenger, solver):
+        assert (phase.learning_rate, phase.weight_decay, phase.grad_clip) == (1e-6, 0.01, 1.0)
+        assert (phase.kl_coef, phase.kl_estimator, phase.kl_reference) == (0.01, "k3", "phase")
+        assert (phase.clip_low, phase.clip_high, phase.clip_dual) == (0.2, 0.3, 3.0)
+        assert (phase.advantage, phase.loss_mean, phase.keep_optimizer) == ("std", "sequence", False)
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "more.yaml"
+    file.write_text("seed: 5\nsolver: {steps: 3, samples: 4}\n")
+    config = load_config("tiny", file, ["solver.samples=6"], {"seed": 7, "engine.threads": 1})
+    assert (config.seed, config.solver.steps, config.solver.samples, config.engine.threads) == (7, 3, 6, 1)
+    assert config.solver.learning_rate == load_config("tiny").solver.learning_rate
+
+
+def test_numbers_may_be_written_as_people_write_them() -> None:
+    assert load_config(overrides=["solver.learning_rate=1e-6"]).solver.learning_rate == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("solver.learning_rat=1", ["solver.learning_rat", "'learning_rate'"]),
+        ("sovler.steps=1", ["'sovler'", "'solver'"]),
+        ("solver.sampling.top_q=1", ["solver.sampling.top_q", "top_"]),
+        ("solver.steps=0", ["solver.steps", "0", "greater than or equal to 1"]),
+        ("solver.steps=many", ["solver.steps", "'many'", "integer"]),
+        ("solver.learning_rate=.nan", ["solver.learning_rate", "finite"]),
+        ("roles=both", ["roles", "'both'", "'full', 'lora' or 'single'"]),
+        ("pool=3", ["pool", "3", "mapping"]),
+        ("pool.keep_low=9", ["keep_low = 9", "keep_high = 7"]),
+        ("challenger.group=3", ["2048", "multiple", "3"]),
+        ("solver.clip_dual=1", ["solver.clip_dual", "greater than 1"]),
+        ("steps", ["'steps'", "name.of.field=value"]),
+        ("seed=[1", ["'[1'", "YAML"]),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(override: str, parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(overrides=[override])
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="unknown preset 'tinny'; did you mean 'tiny'"):
+        load_config("tinny")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"), [("[1, 2]", "mapping"), ("a: [", "not YAML"), (b"\xff\xfe\x00", "cannot read")]
+)
+def test_bad_config_files(tmp_path: Path, text: str | bytes, part: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=part) as caught:
+        load_config(file=file)
+    assert str(file) in str(caught.value)
+    with pytest.raises(InputError, match="cannot read"):
+        load_config(file=tmp_path / "missing.yaml")
+
+
+def test_fingerprint_counts_what_changes_the_result() -> None:
+    config = load_config("tiny")
+    for same in ("output=elsewhere", "checkpoint_every=7"):
+        assert fingerprint(load_config("tiny", overrides=[same])) == fingerprint(config)
+    for name in flatten(config):
+        if name in ("seed", "solver.steps", "voting.max_tokens"):
+            assert fingerprint(load_config("tiny", overrides=[f"{name}=63"])) != fingerprint(config)
+
+
+def test_differences_are_named() -> None:
+    other = load_config("tiny", overrides=["solver.steps=2", "engine.kernels={attention: ref}"])
+    assert differences(load_config("tiny"), other) == {
+        "solver.steps": (16, 2),
+        "engine.kernels": ({}, None),
+        "engine.kernels.attention": (None, "ref"),
+    }
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().seed = 2  # type: ignore[misc]
+
+
+def test_nearest_lists_all_when_nothing_is_near() -> None:
+    assert nearest("zzz", ["b", "a"]) == "known: a, b"
