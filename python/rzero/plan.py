@@ -14,7 +14,8 @@ FIRST_GUESS_PER_S = 150.0
 
 def phases(config: Settings, *, is_ablation: bool) -> Iterator[str]:
     """The phase of every unit of work of one run, in order."""
-    yield "evaluation"
+    # The ablation takes over what was measured of the base.
+    yield "taken over" if is_ablation else "evaluation"
     for iteration in range(1, config.iterations + 1):
         if not is_ablation:
             yield from ["challenger"] * config.challenger.steps
@@ -58,8 +59,9 @@ class Plan:
         """`run` begins with its first `done` units finished before."""
         self.run, self.done = run, done
 
-    def finish(self, phase: str, seconds: float) -> None:
-        """One unit of `phase` took `seconds`."""
+    def finish(self, seconds: float) -> None:
+        """The next unit took `seconds`."""
+        phase = self.runs[self.run][self.done]
         self.done += 1
         self._spent_s[phase] = self._spent_s.get(phase, 0.0) + seconds
         self._counted[phase] = self._counted.get(phase, 0) + 1
@@ -84,7 +86,7 @@ class Plan:
 
     def _units_left(self) -> Iterator[str]:
         names = list(self.runs)
-        here = names.index(self.run) if self.run in names else 0
+        here = names.index(self.run)
         yield from self.runs[names[here]][self.done :]
         for name in names[here + 1 :]:
             yield from self.runs[name]

@@ -108,7 +108,7 @@ class Progress(Observer):
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
         now_s = time.monotonic()
-        self._plan.finish(str(metrics["phase"]), now_s - self._unit_started_s)
+        self._plan.finish(now_s - self._unit_started_s)
         self._unit_started_s = now_s
         self._done += 1
         self._step += 1

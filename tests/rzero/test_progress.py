@@ -93,16 +93,17 @@ def test_plan_has_the_units_of_the_run() -> None:
     assert list(phases(CONFIG, is_ablation=False)).count("challenger") == 2 * CONFIG.challenger.steps
     assert "challenger" not in list(phases(CONFIG, is_ablation=True))
     assert list(phases(CONFIG, is_ablation=False)).count("evaluation") == 3
+    assert list(phases(CONFIG, is_ablation=True)).count("evaluation") == 2
 
 
 def test_time_left_comes_from_what_was_measured() -> None:
     plan = Plan({"a": 10.0, "b": 30.0}, {"main": ("a", "a", "b"), "ablation": ("b",)})
     plan.start("main", 0)
-    plan.finish("a", 2.0)
+    plan.finish(2.0)
     assert plan.unit_s("b") == pytest.approx(6.0)
     assert plan.left_s() == pytest.approx(2 + 6 + 6)
-    plan.finish("a", 2.0)
-    plan.finish("b", 1.0)
+    plan.finish(2.0)
+    plan.finish(1.0)
     assert plan.left_s() == pytest.approx(1.0)
     plan.start("ablation", 1)
     assert plan.left_s() == 0
@@ -112,7 +113,7 @@ def test_time_left_comes_from_what_was_measured() -> None:
 def test_resumed_run_counts_what_was_done_before() -> None:
     plan = Plan({"a": 10.0}, {"main": ("a",) * 10})
     plan.start("main", 9)
-    plan.finish("a", 3.0)
+    plan.finish(3.0)
     assert plan.left_s() == 0
 
 

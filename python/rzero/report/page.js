@@ -49,10 +49,11 @@ function drawHead() {
   } else {
     const main = headline.metrics.mean_at_k || headline.metrics.greedy;
     const { value: from } = main.base, { value: to } = main.final;
-    const verb = to > from ? "From" : "No gain:";
-    at("title").append(`${verb} ${percent(from)} to `, element("b", {}, percent(to)), to > from ? ", by its own questions" : "");
+    const isClear = to - from > Math.hypot(main.base.half, main.final.half);
+    if (isClear) at("title").append(`From ${percent(from)} to `, element("b", {}, percent(to)), ", by its own questions");
+    else at("title").textContent = `No clear gain: ${percent(from)} before, ${percent(to)} after`;
     const greedy = headline.metrics.greedy;
-    const first = `In ${headline.iteration} iteration${headline.iteration > 1 ? "s" : ""} of R-Zero the model ${to > from ? "raised" : "changed"} its accuracy on held-out problems from ${points(from)} to ${points(to)}%`;
+    const first = `In ${headline.iteration} iteration${headline.iteration > 1 ? "s" : ""} of R-Zero the model ${isClear ? "raised" : "moved"} its accuracy on held-out problems from ${points(from)} to ${points(to)}%`;
     const second = greedy && main !== greedy ? ` (greedy: ${points(greedy.base.value)} to ${points(greedy.final.value)}%)` : "";
     at("lead").textContent = `${first}${second}. It was given no questions and no answers: its Challenger wrote the questions, and the majority of its Solver's own answers was the label.`;
     for (const [metric, name] of Object.entries(metricNames())) if (headline.metrics[metric]) at("cards").append(card(name, headline.metrics[metric]));
@@ -84,7 +85,7 @@ function drawFlow(head) {
   const kept = right.reduce((sum, row) => sum + row["pool/kept"], 0);
   const share = right.reduce((sum, row) => sum + row["pool/kept"] * row["pool/label_accuracy"], 0) / (kept || 1);
   const entries = [
-    ["c", number(head.questions), "questions written by the Challenger"],
+    ["c", number(head.questions), "different, usable questions of the Challenger"],
     ["s", number(head.questions * head.votes), `answers: ${head.votes} votes of the Solver on each`],
     ["s", number(head.kept), "questions kept, neither too easy nor too hard"],
     ...(kept ? [["s", percent(share), "of the kept majority labels are true (measured, never used)"]] : []),
