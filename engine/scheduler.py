@@ -269,12 +269,12 @@ class Scheduler:
         budget = self.max_batch_tokens - self.batch.size
         planned: set[int] = set()
         i = 0
-        while i < len(queue) and seats > 0 and self._is_in_turn(queue[i]):
+        while i < len(queue) and seats > 0 and budget > 0 and self._is_in_turn(queue[i]):
             group, prefix = queue[i], queue[i].prefix
             if not (prefix.is_ready or len(prefix.pages) or self._begin(group)):
                 return
             if prefix.is_ready:
-                wanted = min(group.waiting, seats)
+                wanted = min(group.waiting, seats, budget)
                 started = self._start(group, wanted, plan, is_forced)
                 seats, budget = seats - started, budget - started
                 if started < wanted:
@@ -284,8 +284,6 @@ class Scheduler:
                     continue
             else:
                 if id(prefix) not in planned:
-                    if budget <= 0:
-                        return
                     stop = min(prefix.length, prefix.filled + budget)
                     plan.chunks.append(Chunk(prefix, prefix.filled, stop))
                     planned.add(id(prefix))

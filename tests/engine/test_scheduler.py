@@ -68,7 +68,10 @@ def test_same_prompt_of_two_waiting_requests_is_computed_once() -> None:
 
 def test_a_prompt_longer_than_the_budget_is_prefilled_in_chunks_beside_running_answers() -> None:
     run = cache(max_batch_tokens=4, max_seqs=4)
-    first, second = request(0, [1], n=1, max_tokens=20, stop=99), request(1, [2] * 19, n=1, max_tokens=3)
+    first, second = (
+        request(0, [1], n=1, max_tokens=20, stop=99),
+        request(1, [2] * 19, n=1, max_tokens=3, stop=99),
+    )
     run.scheduler.submit(first)
     run.step()
     run.scheduler.submit(second)
