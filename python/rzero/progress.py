@@ -19,6 +19,7 @@ from rich.text import Text
 
 from rzero.observer import Observer
 from rzero.plan import Plan
+from rzero.run_folder import read_journal
 from rzero.settings import Settings
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -96,6 +97,10 @@ class Progress(Observer):
         self._unit_started_s = time.monotonic()
         if name != "main":
             self._curves = {curve: [] for curve, _, _ in CURVES}
+        if done:
+            journal = (self._folder if name == "main" else self._folder / name) / "evaluations.jsonl"
+            for row in read_journal(journal):
+                self._accuracy.setdefault((name, int(row["iteration"])), []).append(row)
         again = f", {done} of {units} steps done before" if done else ""
         self._line(f"{run_name(name)}: {self._folder}{again}")
 
@@ -213,14 +218,13 @@ class Progress(Observer):
         self.console.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
 
 
-def accuracy_table(accuracy: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]) -> Table:
+def accuracy_table(accuracy: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]) -> RenderableType:
     """Base, each iteration and the ablation, one row each: greedy and mean@k per held-out set in per cent."""
     sets = list(dict.fromkeys(str(row["set"]) for rows in accuracy.values() for row in rows))
     samples = max((int(row["k"]) for rows in accuracy.values() for row in rows), default=0)
     sampled = f" / mean@{samples}" if samples else ""
-    table = Table(
-        title=f"accuracy in %: greedy{sampled} ± half of its 95% interval", title_justify="left", box=None
-    )
+    title = Text(f"accuracy in %: greedy{sampled} ± half of the 95% interval", style="dim")
+    table = Table(box=None, pad_edge=False)
     table.add_column("")
     for name in sets:
         table.add_column(name, justify="right")
@@ -239,7 +243,7 @@ def accuracy_table(accuracy: Mapping[tuple[str, int], Sequence[Mapping[str, Any]
             *cells,
             style="bold" if run == "main" and iteration else "default" if run == "main" else "dim",
         )
-    return table
+    return Group(title, table)
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
