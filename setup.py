@@ -17,17 +17,29 @@ from setuptools.errors import CCompilerError, ExecError, PlatformError
 ROOMS = {"rzero": "python/rzero", "rzero.engine": "engine", "rzero.kernels": "kernels"}
 
 # Vector code, compiled once per instruction set into a namespace of its own; the CPU decides at import.
-KERNELS = ("adamw", "attention", "attention_backward", "linear_logprob", "rmsnorm", "sample")
+KERNELS = (
+    "adamw",
+    "attention",
+    "attention_backward",
+    "linear_logprob",
+    "rmsnorm",
+    "rope",
+    "sample",
+    "swiglu",
+)
 # The rest, compiled once for every CPU of the architecture.
 BINDINGS = (
     "adamw_bind",
     "attention_bind",
     "bleu_bind",
+    "kv_write_bind",
     "linear_logprob_bind",
     "module",
     "policy_loss_bind",
     "rmsnorm_bind",
+    "rope_bind",
     "sample_bind",
+    "swiglu_bind",
 )
 
 INSTRUCTION_SETS = {"baseline": ()}

@@ -15,10 +15,13 @@ namespace rzero {
 void bind_adamw(pybind11::module_& m);
 void bind_attention(pybind11::module_& m);
 void bind_bleu(pybind11::module_& m);
+void bind_kv_write(pybind11::module_& m);
 void bind_linear_logprob(pybind11::module_& m);
 void bind_policy_loss(pybind11::module_& m);
 void bind_rmsnorm(pybind11::module_& m);
+void bind_rope(pybind11::module_& m);
 void bind_sample(pybind11::module_& m);
+void bind_swiglu(pybind11::module_& m);
 
 namespace {
 
@@ -69,8 +72,11 @@ PYBIND11_MODULE(_native, m) {
   rzero::bind_adamw(m);
   rzero::bind_attention(m);
   rzero::bind_bleu(m);
+  rzero::bind_kv_write(m);
   rzero::bind_linear_logprob(m);
   rzero::bind_policy_loss(m);
   rzero::bind_rmsnorm(m);
+  rzero::bind_rope(m);
   rzero::bind_sample(m);
+  rzero::bind_swiglu(m);
 }

@@ -9,7 +9,8 @@ read and written. Moves bits only. T = 0 and N = 0 are legal. A number outside t
 import torch
 from torch import Tensor
 
-from rzero.kernels.dispatch import Op
+from rzero.kernels.dispatch import Impl, Op
+from rzero.kernels.native import check, float_code, lib, native_why_not, view
 
 
 def kv_write_ref(
@@ -36,5 +37,32 @@ def _check_range(op: str, name: str, index: Tensor, size: int) -> None:
         )
 
 
-KV_WRITE = Op("kv_write", kv_write_ref)
-COPY_PAGES = Op("copy_pages", copy_pages_ref)
+def _kv_write_native(
+    k_TGE: Tensor, v_TGE: Tensor, slot_T: Tensor, k_pages_PSGE: Tensor, v_pages_PSGE: Tensor
+) -> None:
+    op, dtype = "kv_write", k_pages_PSGE.dtype
+    float_code(op, "k_pages_PSGE", k_pages_PSGE, 4)
+    P, S, G, E = k_pages_PSGE.shape
+    check(op, "v_pages_PSGE", v_pages_PSGE, dtype, (P, S, G, E))
+    T = k_TGE.shape[0] if k_TGE.ndim else 0
+    check(op, "k_TGE", k_TGE, dtype, (T, G, E))
+    check(op, "v_TGE", v_TGE, dtype, (T, G, E))
+    check(op, "slot_T", slot_T, torch.int64, (T,))
+    sizes = (T, P, S, G, E, dtype.itemsize)
+    lib.kv_write(sizes, view(k_TGE), view(v_TGE), slot_T.data_ptr(), view(k_pages_PSGE), view(v_pages_PSGE))
+
+
+def _copy_pages_native(k_pages_PSGE: Tensor, v_pages_PSGE: Tensor, src: Tensor, dst: Tensor) -> None:
+    op, dtype = "copy_pages", k_pages_PSGE.dtype
+    float_code(op, "k_pages_PSGE", k_pages_PSGE, 4)
+    P, S, G, E = k_pages_PSGE.shape
+    check(op, "v_pages_PSGE", v_pages_PSGE, dtype, (P, S, G, E))
+    N = src.shape[0] if src.ndim else 0
+    check(op, "src", src, torch.int64, (N,))
+    check(op, "dst", dst, torch.int64, (N,))
+    sizes = (N, P, S, G, E, dtype.itemsize)
+    lib.copy_pages(sizes, view(k_pages_PSGE), view(v_pages_PSGE), src.data_ptr(), dst.data_ptr())
+
+
+KV_WRITE = Op("kv_write", kv_write_ref, (Impl("native", _kv_write_native, native_why_not),))
+COPY_PAGES = Op("copy_pages", copy_pages_ref, (Impl("native", _copy_pages_native, native_why_not),))

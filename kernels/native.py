@@ -60,3 +60,8 @@ def needs_grad(*tensors: torch.Tensor | None) -> bool:
 def view(tensor: torch.Tensor) -> tuple[int, ...]:
     """A tensor as the native functions take it: its address and its strides."""
     return (tensor.data_ptr(), *tensor.stride())
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Where a dense tensor's data lies, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()

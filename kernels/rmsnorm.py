@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rzero.kernels.dispatch import Impl, Op, up
-from rzero.kernels.native import check, float_code, lib, native_why_not, needs_grad
+from rzero.kernels.native import address, check, float_code, lib, native_why_not, needs_grad
 
 
 def rmsnorm_ref(x_TD: Tensor, w_D: Tensor, eps: float) -> Tensor:
@@ -44,9 +44,9 @@ def _forward(
     lib.rmsnorm_forward(
         code, T, D, eps,
         x_TD.data_ptr(), x_TD.stride(0),
-        0 if residual_TD is None else residual_TD.data_ptr(), 0 if residual_TD is None else
+        address(residual_TD), 0 if residual_TD is None else
         residual_TD.stride(0), w_D.data_ptr(), y_TD.data_ptr(),
-        0 if sum_TD is None else sum_TD.data_ptr(), 0 if rstd_T is None else rstd_T.data_ptr(),
+        address(sum_TD), address(rstd_T),
     )  # fmt: skip
     return y_TD, sum_TD, rstd_T
 
@@ -60,7 +60,7 @@ def _backward(x_TD: Tensor, w_D: Tensor, rstd_T: Tensor, grad_y_TD: Tensor, extr
     grad_w_D = torch.empty_like(w_D)
     lib.rmsnorm_backward(
         float_code("rmsnorm", "x_TD", x_TD, 2), T, D, x_TD.data_ptr(), x_TD.stride(0), w_D.data_ptr(),
-        rstd_T.data_ptr(), grad_y_TD.data_ptr(), 0 if extra_TD is None else extra_TD.data_ptr(),
+        rstd_T.data_ptr(), grad_y_TD.data_ptr(), address(extra_TD),
         grad_x_TD.data_ptr(), grad_w_D.data_ptr(),
     )  # fmt: skip
     return grad_x_TD, grad_w_D
