@@ -223,7 +223,13 @@ def _check_tied(path: Path, embed_VD: Tensor) -> None:
         )
 
 
-def save_hf(folder: Path, config: ModelConfig, weights: ModelWeights, source: Path | None = None) -> None:
+def save_hf(
+    folder: Path,
+    config: ModelConfig,
+    weights: ModelWeights,
+    source: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Write a folder that transformers loads, replacing one of that name in a single step.
 
     weights may carry adapters: they are merged. The number type is that of the weights. `source` is the
@@ -238,7 +244,7 @@ def save_hf(folder: Path, config: ModelConfig, weights: ModelWeights, source: Pa
         for path in inherited:
             shutil.copyfile(path, new / path.name)
         write_json(new / "config.json", config.to_hf() | {"torch_dtype": dtype, "dtype": dtype})
-        shards = _shards(tensors)
+        shards = _shards(tensors, shard_bytes)
         if len(shards) == 1:
             fill_file(new / "model.safetensors", tensors)
             return
@@ -256,7 +262,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _shards(tensors: Mapping[str, Tensor], limit_bytes: int = SHARD_BYTES) -> list[dict[str, Tensor]]:
+def _shards(tensors: Mapping[str, Tensor], limit_bytes: int) -> list[dict[str, Tensor]]:
     shards: list[dict[str, Tensor]] = [{}]
     filled_bytes = 0
     for name, tensor in tensors.items():

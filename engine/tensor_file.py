@@ -73,7 +73,7 @@ def _naming_errors(target: Path, partial: Path, needed_bytes: int) -> Iterator[N
         free_bytes = shutil.disk_usage(target.parent).free
         if free_bytes < needed_bytes:
             raise InputError(
-                f"{target}: cannot be written: it needs {needed_bytes:,} bytes, the disk has {free_bytes:,} free"
+                f"{target}: cannot be written: it needs {needed_bytes:,} bytes, {free_bytes:,} are free"
             )
         yield
     except OSError as error:
@@ -83,12 +83,12 @@ def _naming_errors(target: Path, partial: Path, needed_bytes: int) -> Iterator[N
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        elif partial.is_file():
+            partial.unlink()
 
 
 def fill_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file in place and wait until the disk has it; OSError where it cannot be written."""
+    """Write a safetensors file in place and wait until the disk has it; raises OSError where it cannot."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     start = 0
     for name, tensor in tensors.items():

@@ -50,7 +50,9 @@ COMMON: Mapping[str, Any] = MappingProxyType(
 
 def hf_config(shape: str) -> Any:
     """The transformers config of one of SHAPES."""
-    fields = {name: dict(value) if isinstance(value, Mapping) else value for name, value in SHAPES[shape].items()}
+    fields = {
+        name: dict(value) if isinstance(value, Mapping) else value for name, value in SHAPES[shape].items()
+    }
     return transformers.AutoConfig.for_model(shape.split("-")[0], **COMMON, **fields)
 
 
@@ -78,7 +80,9 @@ def one_segment(length: int) -> PackedStep:
     return PackedStep(Segments(*(torch.tensor([value], dtype=torch.int32) for value in (0, length, 0, 0))))
 
 
-def packed_logits(config: ModelConfig, weights: ModelWeights, kernels: Kernels, ids_T: Tensor, **options: Any) -> Tensor:
+def packed_logits(
+    config: ModelConfig, weights: ModelWeights, kernels: Kernels, ids_T: Tensor, **options: Any
+) -> Tensor:
     """Logits [T, V] of one sequence by the training forward."""
     cos_RE, sin_RE = rope_tables(config, len(ids_T), CPU)
     step = Step(ids_T, torch.arange(len(ids_T)), one_segment(len(ids_T)))
@@ -88,7 +92,9 @@ def packed_logits(config: ModelConfig, weights: ModelWeights, kernels: Kernels, 
 class PagedSequence:
     """One sequence in a paged cache, its pages in reverse order; `logits` feeds tokens and returns their logits."""
 
-    def __init__(self, config: ModelConfig, weights: ModelWeights, kernels: Kernels, positions: int = POSITIONS) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: ModelWeights, kernels: Kernels, positions: int = POSITIONS
+    ) -> None:
         self.config, self.weights, self.kernels, self.length, self.page = config, weights, kernels, 0, 16
         self.tables = rope_tables(config, positions, CPU)
         count = -(-positions // self.page)
@@ -107,7 +113,9 @@ class PagedSequence:
             torch.tensor([0, len(ids)], dtype=torch.int32), torch.tensor([self.length], dtype=torch.int32),
         )  # fmt: skip
         step = Step(torch.tensor(ids), position, attend)
-        return self.kernels.linear(forward(self.config, self.weights, step, self.kernels, *self.tables), self.weights.head)
+        return self.kernels.linear(
+            forward(self.config, self.weights, step, self.kernels, *self.tables), self.weights.head
+        )
 
 
 def greedy(sequence: PagedSequence, prompt: list[int], count: int) -> list[int]:

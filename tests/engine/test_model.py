@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder against transformers: logits, greedy tokens, gradients, number types, and both kinds of step."""
+"""The decoder against transformers: logits, greedy tokens, gradients, number types, both kinds of step."""
 
 import gc
 from pathlib import Path
