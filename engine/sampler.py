@@ -151,7 +151,7 @@ class Sampler:
             keys=answer_keys(ids, seed, params.n),
             max_tokens=max(1, min(params.max_tokens, self._scheduler.max_length - len(ids))),
             stop_ids=np.array(stop_ids, np.int64),
-            stop_enders=self._texts.enders(params.stop) if params.stop else None,
+            stop_enders=self._texts.enders(tuple(params.stop)) if params.stop else None,
         )
         self._scheduler.check_fits(request)
         return request

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines over small random models, for tests of sampling."""
 
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 
-from rzero.engine import Engine, Model, ModelConfig, SamplingParams
+from rzero.engine import Engine, Model, ModelConfig, RequestOutput, Sample, SamplingParams
 from rzero.engine.config import RopeConfig
 from rzero.engine.tokenizer import Tokenizer
 from rzero.engine.weights import base_tensors, empty_weights
@@ -52,6 +54,24 @@ def byte_model(seed: int = 0) -> Model:
     hf = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
     model = small_model(vocab_size=257, seed=seed)
     return Model(model.config, model.weights, Tokenizer(hf, model.config))
+
+
+def samples(outputs: list[RequestOutput]) -> list[list[Sample]]:
+    return [output.samples for output in outputs]
+
+
+def assert_same(got: list[list[Sample]], wanted: list[list[Sample]], exact: bool) -> None:
+    if exact:
+        assert got == wanted
+        return
+    for a, b in zip(chain(*got), chain(*wanted), strict=True):
+        assert a.token_ids == b.token_ids
+        assert np.allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
+def idle(engine: Engine) -> bool:
+    engine._scheduler.check()
+    return not engine.has_work and engine._scheduler.pool.free_count == engine._scheduler.pool.num_pages
 
 
 PARAMS = SamplingParams(n=3, max_tokens=20, seed=5)
