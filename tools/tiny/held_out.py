@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from rzero.tasks.arithmetic import evaluate
 from tiny.corpus import draw_expression, is_reserved
+
+from rzero.tasks.arithmetic import evaluate
 
 OPERAND_WEIGHTS: Mapping[str, Mapping[int, float]] = MappingProxyType(
     {"easy": {2: 0.8, 3: 0.2}, "medium": {3: 0.3, 4: 0.4, 5: 0.3}, "hard": {6: 0.5, 7: 0.5}}

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from rzero.tasks.arithmetic import evaluate, normal_integer
-from rzero.tasks.base import last_box
 from tiny.corpus import VOCABULARY, encode
 from transformers import Qwen3ForCausalLM
+
+from rzero.tasks.arithmetic import evaluate, normal_integer
+from rzero.tasks.base import last_box
 
 SAMPLES = 8
 MAX_TOKENS = 96
@@ -68,8 +69,7 @@ def answers(model: Qwen3ForCausalLM, expressions: Sequence[str], samples: int) -
         input_ids=ids_BT,
         attention_mask=(ids_BT != 0).long(),
         max_new_tokens=MAX_TOKENS,
-        do_sample=samples > 1,
-        top_k=0,
+        **({"do_sample": True, "top_k": 0} if samples > 1 else {"do_sample": False}),
         num_return_sequences=samples,
         eos_token_id=1,
         pad_token_id=0,

@@ -18,7 +18,6 @@ PAD, EOS = 0, 1
 BATCH_LINES = 96
 POOL_BATCHES = 50
 LOSS_TOKENS_PER_LINE = 11
-LEARNING_RATE = 2.5e-3
 WARMUP_STEPS = 50
 
 
@@ -74,12 +73,19 @@ def _batch(rows: list[tuple[list[int], int]]) -> Batch:
     return Batch(ids_BT, target_BT, sum(len(ids) for ids, _ in rows))
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Warm-up, then constant, then linear to zero over the second half."""
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, 2 * (1 - step / steps))
+class Stage(NamedTuple):
+    """One stage of training: its seed, its steps and its highest learning rate."""
+
+    seed: int
+    steps: int
+    peak: float
+
+    def learning_rate(self, step: int) -> float:
+        """Warm-up, then constant, then linear to zero over the second half."""
+        return self.peak * min(1.0, (step + 1) / WARMUP_STEPS, 2 * (1 - step / self.steps))
 
 
-def train(model: Qwen3ForCausalLM, seed: int, steps: int, on_step: Callable[[int], None]) -> int:
+def train(model: Qwen3ForCausalLM, stage: Stage, on_step: Callable[[int], None]) -> int:
     """Train `model` in place and return the tokens seen; `on_step` gets the number of finished steps.
 
     The loss is a sum over answer tokens with a fixed denominator: a mean within batches of one length would
@@ -87,8 +93,8 @@ def train(model: Qwen3ForCausalLM, seed: int, steps: int, on_step: Callable[[int
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     began, seen, mean_loss = time.perf_counter(), 0, 0.0
     model.train()
-    for step, batch in enumerate(islice(batches(seed), steps)):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, steps)
+    for step, batch in enumerate(islice(batches(stage.seed), stage.steps)):
+        optimizer.param_groups[0]["lr"] = stage.learning_rate(step)
         # Padding is on the right, so the causal mask alone keeps it away from every real token.
         logits_BTV = model(input_ids=batch.ids_BT, use_cache=False).logits
         total = torch.nn.functional.cross_entropy(
@@ -103,6 +109,9 @@ def train(model: Qwen3ForCausalLM, seed: int, steps: int, on_step: Callable[[int
         mean_loss += (loss.item() - mean_loss) / min(step + 1, 100)
         if (step + 1) % 100 == 0:
             rate = seen / (time.perf_counter() - began)
-            print(f"step {step + 1}/{steps} loss {mean_loss:.4f} tokens {seen:,} ({rate:,.0f}/s)", flush=True)
+            print(
+                f"step {step + 1}/{stage.steps} loss {mean_loss:.4f} tokens {seen:,} ({rate:,.0f}/s)",
+                flush=True,
+            )
         on_step(step + 1)
     return seen
