@@ -6,7 +6,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -117,7 +117,7 @@ def kernels(device: torch.device) -> list[tuple[str, str]]:
 def memory(config: Settings, dtype: str, device: torch.device) -> list[tuple[str, str]]:
     """What a run on `config.model` needs at its largest, part by part."""
     model = checkpoint.load_config(checkpoint.resolve_model(model_path(config.model)))
-    held = "lora" if config.roles == "lora" else "full"
+    held: Literal["lora", "full"] = "lora" if config.roles == "lora" else "full"
     names = ("solver",) if config.roles == "single" else ("challenger", "solver")
     length = config.engine.max_model_len or config.max_question_tokens + config.solver.sampling.max_tokens
     pages_each = -(-min(length, model.max_positions) // config.engine.page_size)

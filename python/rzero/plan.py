@@ -61,7 +61,8 @@ class Plan:
 
     def finish(self, seconds: float) -> None:
         """The next unit took `seconds`."""
-        phase = self.runs[self.run][self.done]
+        units = self.runs[self.run]
+        phase = units[min(self.done, len(units) - 1)]
         self.done += 1
         self._spent_s[phase] = self._spent_s.get(phase, 0.0) + seconds
         self._counted[phase] = self._counted.get(phase, 0) + 1

@@ -78,7 +78,7 @@ class Progress(Observer):
     def __enter__(self) -> "Progress":
         self._started_s = self._unit_started_s = time.monotonic()
         if self.console.is_terminal:
-            self._live = Live(self, console=self.console, refresh_per_second=4)
+            self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
         return self
 
@@ -88,6 +88,9 @@ class Progress(Observer):
         if self._live is not None:
             self._live.stop()
             self._live = None
+            # The display is gone from the screen now; what it had to say is not.
+            for text in self._messages:
+                self._line(text)
 
     # what the run tells
 
@@ -145,7 +148,8 @@ class Progress(Observer):
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _step_line(self, metrics: Mapping[str, Any]) -> str:
-        shown = [f"{label} {metrics[name]:.2f}" for name, label, _ in CURVES if name in metrics]
+        words = {name: name.split("/")[1].removesuffix("_mean") for name, _, _ in CURVES}
+        shown = [f"{word} {metrics[name]:.2f}" for name, word in words.items() if name in metrics]
         if "pool/kept" in metrics:
             shown.append(f"kept {metrics['pool/kept']} of {metrics['pool/questions']}")
         left = f"{duration(self._plan.left_s())} left"

@@ -43,6 +43,7 @@ def generate(model: str, prompts: tuple[str, ...], chat: bool, as_json: bool, **
     seed = options.pop("seed")
     params = [SamplingParams(seed=seed + index, **options) for index in range(len(lines))]
     engine = Engine(model_path(model), **engine_options)
+    assert engine.tokenizer is not None  # a folder without one is refused
     asked = [engine.tokenizer.chat([{"role": "user", "content": line}]) if chat else line for line in lines]
     for line, output in zip(lines, engine.generate(asked, params), strict=True):
         for sample in output.samples:

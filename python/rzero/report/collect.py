@@ -119,10 +119,12 @@ def headline(accuracy: Mapping[str, Mapping[int, Sequence[Row]]]) -> dict[str, A
         base, final = findings.average(main[0], metric), findings.average(main[last], metric)
         if base is None or final is None:
             continue
-        entry = {"base": base._asdict(), "final": final._asdict(), "control": None, "comparison": None}
+        entry: dict[str, Any] = {"base": base._asdict(), "final": final._asdict()}
         other = findings.average(control[last], metric) if last in control and last else None
         if other is not None:
             entry |= {"control": other._asdict(), "comparison": findings.comparison_sentence(final, other)}
+        else:
+            entry |= {"control": None, "comparison": None}
         found["metrics"][metric] = entry
     return found
 
