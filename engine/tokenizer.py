@@ -26,8 +26,12 @@ class Tokenizer:
         return bool(self.hf.chat_template)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with the model's beginning of sequence where it has one."""
-        return list(self.hf.encode(text, add_special_tokens=add_special_tokens))
+        """Token ids of a text, with the model's beginning of sequence where it has one.
+
+        Raises InputError for a character that a vocabulary without an unknown token does not have.
+        """
+        with _NamingErrors(f"the tokenizer cannot encode {text[:80]!r}"):
+            return list(self.hf.encode(text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids, without special tokens and otherwise unchanged."""
@@ -61,14 +65,14 @@ class Tokenizer:
 
 
 class _NamingErrors:
-    """Turns what a tokenizer's reader raises into an InputError that names the folder.
+    """Turns what a tokenizer's library raises into an InputError that begins with `what`.
 
-    The reader in Rust raises plain `Exception`, which no except clause can name without catching everything
+    The library in Rust raises plain `Exception`, which no except clause can name without catching everything
     else.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, what: str) -> None:
+        self.what = what
 
     def __enter__(self) -> None:
         return None
@@ -77,7 +81,7 @@ class _NamingErrors:
         known = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError)
         if kind is Exception or isinstance(error, known):
             message = f"{type(error).__name__}: {error}"
-            raise InputError(f"{self.folder}: the tokenizer is unusable: {message[:300]}") from error
+            raise InputError(f"{self.what}: {message[:300]}") from error
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
@@ -90,7 +94,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise InputError(f"{folder}: there is no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
-    with _NamingErrors(folder):
+    with _NamingErrors(f"{folder}: the tokenizer is unusable"):
         tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True), config)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
