@@ -3,7 +3,8 @@
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -47,8 +48,11 @@ def python_files() -> Iterator[Path]:
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 
-def all_modules() -> list[Module]:
-    return [parse(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in python_files()]
+@cache
+def all_modules() -> tuple[Module, ...]:
+    return tuple(
+        parse(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in python_files()
+    )
 
 
 # ---- helpers over one tree
@@ -257,7 +261,7 @@ def test_rule_allows(rule: Rule, path: str, text: str) -> None:
 # ---- rules over the whole graph of imports
 
 
-def graph(modules: list[Module]) -> dict[str, list[str]]:
+def graph(modules: Sequence[Module]) -> dict[str, list[str]]:
     names = frozenset(module.name for module in modules if module.is_package_code)
     return {
         module.name: sorted(set(imports(module, names, at_import_only=True)) - {module.name})
