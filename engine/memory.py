@@ -16,6 +16,7 @@ from rzero.engine.errors import InputError
 from rzero.engine.lora import LoraConfig, projection_shape
 from rzero.engine.optimizer import moments_dtype, needs_master
 from rzero.engine.weights import base_tensors, empty_weights
+from rzero.kernels.linear_logprob import CHUNK_BYTES
 
 
 class RolePlan(NamedTuple):
@@ -116,6 +117,7 @@ def plan_memory(config: ModelConfig, request: MemoryRequest) -> MemoryPlan:
         passing = max(trained) * item
         parts.append(Part("gradients", max(trained) * wide + passing))
         parts.append(Part("activations", activation_bytes(config, request)))
+        parts.append(Part("workspace", workspace_bytes(config, request)))
     if request.pages:
         kv = request.pages * request.page_size * config.kv_bytes_per_token(item)
         parts.append(Part("kv pages", kv))
@@ -137,23 +139,32 @@ def adapter_elements(config: ModelConfig, lora: LoraConfig) -> int:
 
 
 def activation_bytes(config: ModelConfig, request: MemoryRequest) -> int:
-    """What autograd keeps for one training pass."""
-    hidden, item = config.hidden_size, request.dtype.itemsize
-    layer = layer_bytes_per_token(config, item)
+    """What autograd keeps for one training pass until its backward, with the native kernels."""
+    row, kept = config.hidden_size * request.dtype.itemsize, layer_bytes_per_token(config, request.dtype)
     if request.recompute_layers:
-        layers = config.layers * 2 * hidden * item + layer
+        # Only the inputs of each layer stay, two but for the first; one layer at a time is computed again.
+        layers = (2 * config.layers - 1) * row + kept
     else:
-        layers = config.layers * layer
-    ends = 3 * hidden * item
+        layers = config.layers * kept
+    # The last norm's and the head's input; ids, positions, rows, targets and statistics of the log-probs.
+    ends = 2 * row + 64
     return request.micro_batch_tokens * (layers + ends)
 
 
-def layer_bytes_per_token(config: ModelConfig, item: int) -> int:
-    """Bytes that one layer keeps per token for its backward pass."""
-    heads, head_size = config.heads, config.head_size
+def workspace_bytes(config: ModelConfig, request: MemoryRequest) -> int:
+    """Gradients of one layer's activations, which live only for a moment, and the chunk of logits."""
+    widest = 3 * config.intermediate_size + config.qkv_size + 2 * config.hidden_size
+    logits = min(CHUNK_BYTES, request.micro_batch_tokens * config.vocab_size * request.dtype.itemsize)
+    return request.micro_batch_tokens * widest * request.dtype.itemsize + logits
+
+
+def layer_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What one layer keeps per token: the inputs of its products and norms, queries, keys and values before
+    and after rotation, the attended values, and float32 statistics of two norms and the softmax.
+    """
     normed = 4 * config.hidden_size
-    rotated = config.qkv_size + (config.qkv_size if config.qk_norm else 0)
-    attended = heads * head_size
+    rotated = 2 * config.qkv_size
+    attended = config.heads * config.head_size
     gated = 3 * config.intermediate_size
-    statistics = 4 * (2 + heads)
-    return item * (normed + rotated + attended + gated) + statistics
+    statistics = 4 * (2 + 2 * config.heads)
+    return dtype.itemsize * (normed + rotated + attended + gated) + statistics
