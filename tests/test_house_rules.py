@@ -145,7 +145,7 @@ def environment(module: Module) -> Iterator[str]:
 
 
 def broad_except(module: Module) -> Iterator[str]:
-    """A broad except is fine where the handler raises in the end: it translates an error and swallows none."""
+    """A broad except is fine where the handler raises in the end: it translates and swallows nothing."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[-1], ast.Raise):
             caught = ast.unparse(node.type) if node.type else ""
