@@ -17,8 +17,9 @@ def similarity(texts: Sequence[Sequence[str]], bleu: Bleu) -> NDArray[np.float64
     """Symmetric [N, N] matrix of BLEU between token lists; 1 on the diagonal."""
     ids: dict[str, int] = {}
     tokens = [[ids.setdefault(token, len(ids)) for token in text] for text in texts]
-    upper = np.triu(bleu(tokens), 1)
-    return upper + upper.T + np.eye(len(texts))
+    upper: NDArray[np.float64] = np.triu(bleu(tokens), 1)
+    symmetric: NDArray[np.float64] = upper + upper.T + np.eye(len(texts))
+    return symmetric
 
 
 def clusters(distance: NDArray[np.float64], threshold: float) -> list[int]:

@@ -13,7 +13,7 @@ from rzero.engine.lora import LoraConfig
 from rzero.rollout import Run, Unit
 from rzero.run_folder import State
 from rzero.seeds import derive
-from rzero.settings import Settings
+from rzero.settings import Settings, Training
 
 BASE, CHALLENGER, SOLVER, REFERENCE = "base", "challenger", "solver", "reference"
 # Names of a saved role's tensors begin with where they belong.
@@ -41,12 +41,13 @@ def drop_roles(engine: Engine) -> None:
 
 def begin_phase(run: Run, unit: Unit) -> set[str]:
     """Prepare the role that a phase trains; returns the roles whose saved tensors this changes."""
-    if unit.phase == "challenger":
-        settings, role = run.config.challenger, run.challenger
-    elif unit.phase == "solver":
-        settings, role = run.config.solver, run.solver
-    else:
+    trained: dict[str, tuple[Training, str]] = {
+        "challenger": (run.config.challenger, run.challenger),
+        "solver": (run.config.solver, run.solver),
+    }
+    if unit.phase not in trained:
         return set()
+    settings, role = trained[unit.phase]
     if not settings.keep_optimizer:
         run.engine.reset_optimizer(role)
     if REFERENCE in run.engine.weights.roles:

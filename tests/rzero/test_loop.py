@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop on the embedded model: what it writes, that it learns from nothing held out, how it ends early."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import Keep, small
+
+from rzero import loop, rollout, solver
+from rzero.engine.engine import Engine
+from rzero.engine.errors import InputError
+from rzero.engine.grpo import TrainGroup
+from rzero.run_folder import read_journal
+from rzero.tasks.arithmetic import Arithmetic
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return list(read_journal(folder / f"{name}.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Keep]:
+    folder, observer = tmp_path_factory.mktemp("loop") / "run", Keep()
+    loop.run(small("ablation=true", "iterations=2", "solver.updates_per_step=2"), folder, observer)
+    return folder, observer
+
+
+def test_the_order_of_work(finished: tuple[Path, Keep]) -> None:
+    folder, observer = finished
+    phases = [(row["iteration"], row["phase"], row["step"]) for row in rows(folder, "metrics")]
+    iteration = ["challenger", "challenger", "pool", "solver", "solver", "evaluation"]
+    assert [(i, phase) for i, phase, _ in phases] == [
+        (0, "evaluation"),
+        *((i, phase) for i in (1, 2) for phase in iteration),
+    ]
+    assert observer.runs == [("main", 13, 0), ("ablation", 9, 0)]
+    assert len(observer.steps) == 22 and not observer.messages
+
+
+def test_metrics_have_their_names(finished: tuple[Path, Keep]) -> None:
+    for row in rows(finished[0], "metrics"):
+        assert row["seconds"] >= 0 and row["tokens_sampled"] > 0
+        if row["phase"] == "challenger":
+            assert sum(row["challenger/agreement_counts"]) == round(24 * row["challenger/format_share"])
+            assert row["challenger/updates"] == 1
+        if row["phase"] == "solver":
+            assert row["solver/updates"] == 2 and row["solver/grad_norm"] > 0
+        if row["phase"] == "pool":
+            lost = row["pool/invalid"] + row["pool/held_out"] + row["pool/duplicates"]
+            assert row["pool/questions"] + lost == row["pool/candidates"] == 40
+            assert (row["pool/similarity_to_earlier"] is None) == (row["iteration"] == 1)
+        # Sampler and trainer compute the same numbers from the same tensors.
+        if row["phase"] in ("challenger", "solver"):
+            assert row[f"{row['phase']}/mismatch_max"] == 0.0
+
+
+def test_questions_say_why_they_were_dropped(finished: tuple[Path, Keep]) -> None:
+    questions = rows(finished[0], "questions")
+    assert questions
+    for row in questions:
+        assert row["kept"] == (row["reason"] is None)
+        assert len(row["answers"]) == 4
+        top = max((vote["count"] for vote in row["votes"]), default=0)
+        assert row["agreement"] == top / 4
+        if row["kept"]:
+            assert row["label"] == next(v["answer"] for v in row["votes"] if v["count"] == top)
+        assert sum(vote["count"] for vote in row["votes"]) == sum(
+            a["answer"] is not None for a in row["answers"]
+        )
+
+
+def test_checkpoints_load_and_differ_from_the_base(finished: tuple[Path, Keep]) -> None:
+    folder = finished[0]
+    with loop.engine_of(small()) as base:
+        untouched = base.weights.hash("base")
+    hashes = {untouched}
+    for path in (
+        "iteration-1/solver",
+        "iteration-1/challenger",
+        "iteration-2/solver",
+        "iteration-2/challenger",
+    ):
+        with Engine(folder / "models" / path, dtype="fp32") as engine:
+            hashes.add(engine.weights.hash("base"))
+    assert len(hashes) == 5
+    assert not (folder / "ablation" / "models" / "iteration-1" / "challenger").exists()
+
+
+def test_the_ablation_shares_the_measure_of_the_base(finished: tuple[Path, Keep]) -> None:
+    folder = finished[0]
+    main, ablation = rows(folder, "evaluations"), rows(folder / "ablation", "evaluations")
+    assert [row for row in main if row["iteration"] == 0] == [
+        row for row in ablation if row["iteration"] == 0
+    ]
+    assert [row["iteration"] for row in ablation] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for row in main:
+        low, high = row["interval"]
+        assert row["problems"] == 4 and low <= row["mean_at_k"] <= high
+
+
+def test_run_json_says_where_it_came_from(finished: tuple[Path, Keep]) -> None:
+    facts = json.loads((finished[0] / "run.json").read_text())
+    assert facts["seed"] == 1 and facts["versions"]["torch"] and len(facts["model_sha256"]) == 64
+    assert {"linear", "sample"} <= {name for name, _, _ in facts["kernels"]}
+
+
+def test_an_existing_run_is_not_overwritten(finished: tuple[Path, Keep]) -> None:
+    with pytest.raises(InputError, match="already holds a run"):
+        loop.run(small(), finished[0])
+
+
+class EverythingHeldOut(Arithmetic):
+    """Counts every question with an even number of characters as held out."""
+
+    def is_held_out(self, question: str) -> bool:
+        return len(self.canonical(question)) % 2 == 0
+
+
+def held_out_task(data: str | None) -> Arithmetic:
+    return EverythingHeldOut(data)
+
+
+def test_no_held_out_question_reaches_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task calls half of what the Challenger writes held out; all that is trained on is looked at."""
+    prompts: list[str] = []
+    train = rollout.train
+
+    def watched(
+        run: rollout.Run, role: str, scored: Sequence[rollout.Scored], *rest: Any
+    ) -> dict[str, float]:
+        prompts.extend(run.tokenizer.decode(part.drawn.prompt_ids, False) for part in scored)
+        return train(run, role, scored, *rest)
+
+    monkeypatch.setattr(solver, "train", watched)
+    loop.run(small("task=test_loop:held_out_task"), tmp_path / "run")
+    task = EverythingHeldOut()
+    asked = [row["question"] for row in rows(tmp_path / "run", "questions")]
+    trained = {prompt.rpartition("<S>")[2].rstrip("=") for prompt in prompts}
+    assert trained and trained <= set(asked)
+    assert not any(task.is_held_out(question) for question in asked)
+    [pool] = [row for row in rows(tmp_path / "run", "metrics") if row["phase"] == "pool"]
+    assert pool["pool/held_out"] > 0
+    challenger_rows = [row for row in rows(tmp_path / "run", "metrics") if row["phase"] == "challenger"]
+    assert all(row["challenger/invalid"]["held out"] > 0 for row in challenger_rows)
+
+
+def test_an_empty_pool_ends_the_run_with_a_reason(tmp_path: Path) -> None:
+    observer = Keep()
+    impossible = small("pool.candidates=2", "pool.votes=40", "pool.keep_low=40", "pool.keep_high=40")
+    loop.run(impossible, tmp_path / "run", observer)
+    assert [step["phase"] for step in observer.steps][-1] == "pool"
+    [message] = observer.messages
+    assert "no question of the pool" in message and "pool.keep_low" in message
+    again = Keep()
+    loop.resume(tmp_path / "run", observer=again)
+    assert again.messages == [message] and not again.steps
+
+
+def test_a_pool_smaller_than_a_step_gives_short_epochs(finished: tuple[Path, Keep]) -> None:
+    with loop.engine_of(small()) as engine:
+        run = rollout.Run(engine, Arithmetic(), small(), None, Keep(), "c", "s")  # type: ignore[arg-type]
+        for step in (1, 2, 3):
+            assert sorted(solver.batch_indices(run, rollout.Unit(1, "solver", step), 4)) == [0, 1, 2, 3]
+        orders = [solver.batch_indices(run, rollout.Unit(1, "solver", step), 12) for step in (1, 2, 3, 4)]
+        assert sorted(orders[0] + orders[1]) == sorted(orders[2] + orders[3]) == list(range(12))
+        assert orders[0] + orders[1] != orders[2] + orders[3]
+
+
+def test_updates_split_groups_and_samples() -> None:
+    one = TrainGroup([1], list("abcde"), advantages=[1, 2, 3, 4, 5])  # type: ignore[arg-type]
+    parts = rollout.split([one], 2)
+    assert [[group.samples for group in part] for part in parts] == [[["a"], ["b"]], [["c"], ["d"], ["e"]]]
+    assert rollout.split([one], 1) == [[one]]
+    assert rollout.split([one, one, one], 8) == [[one], [one], [one]]
+
+
+@pytest.mark.parametrize("roles", ["lora", "single"])
+def test_other_kinds_of_roles(tmp_path: Path, roles: str) -> None:
+    observer = Keep()
+    loop.run(
+        small(f"roles={roles}", "lora.rank=4", "challenger.kl_reference=phase"), tmp_path / "run", observer
+    )
+    assert len(observer.steps) == 7
+    assert (tmp_path / "run" / "models" / "iteration-1" / "solver" / "model.safetensors").exists()
