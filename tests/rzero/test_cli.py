@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: light to start, exit statuses, options into settings, the way out on a signal."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from rzero.cli import app
+from rzero.cli.evaluate import table
 from rzero.cli.run import default_output, resolve, sigterm_as_interrupt
 from rzero.engine.errors import InputError
 from tests.rzero.make_run_folder import make
@@ -114,3 +116,52 @@ def test_sigterm_ends_a_run_as_an_interrupt_does() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     assert type(stop.value).__name__ == "Terminated"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_eval_prints_every_accuracy_with_its_interval() -> None:
+    row = {"set": "easy", "problems": 20, "greedy": 0.9, "greedy_interval": [0.7, 0.97], "k": 0}
+    assert table([row])[1].split() == ["easy", "20", "90.0", "[70.0,", "97.0]"]
+    sampled = {
+        "k": 4,
+        "mean_at_k": 0.5,
+        "interval": [0.4, 0.6],
+        "majority_at_k": 0.6,
+        "majority_interval": [0.5, 0.7],
+    }
+    assert "mean@4" in table([row | sampled])[0]
+    assert "50.0 [40.0, 60.0]" in table([row | sampled])[1]
+
+
+def test_eval_without_sets_says_where_they_come_from() -> None:
+    result = CliRunner().invoke(app, ["eval", "tiny", "--task", "math", "--threads", "1"])
+    assert isinstance(result.exception, InputError)
+    assert "--data" in str(result.exception)
+
+
+def test_eval_measures_the_model_in_the_package(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    options = ["--set", "easy", "--limit", "2", "--samples", "0", "--max-tokens", "8", "--threads", "1"]
+    result = CliRunner().invoke(app, ["eval", "tiny", *options, "--output", str(file)])
+    assert result.exit_code == 0, result.output
+    assert json.loads(file.read_text())["rows"][0]["problems"] == 2
+
+
+def test_generate_answers_each_prompt_with_its_log_probs() -> None:
+    options = ["--n", "2", "--max-tokens", "4", "--json", "--threads", "1"]
+    result = CliRunner().invoke(app, ["generate", "tiny", "1+1=", "2+2=", *options])
+    rows = [json.loads(line) for line in result.output.splitlines()]
+    assert [row["prompt"] for row in rows] == ["1+1=", "1+1=", "2+2=", "2+2="]
+    assert all(len(row["logprobs"]) == len(row["token_ids"]) for row in rows)
+
+
+def test_run_ends_with_a_table_and_a_report(tmp_path: Path) -> None:
+    small = ("challenger.steps=1", "challenger.questions_per_step=8", "pool.candidates=24", "solver.steps=1")
+    small += ("pool.keep_low=1", "pool.keep_high=10", "solver.questions_per_step=4", "evaluation.problems=2")
+    options = [part for text in small for part in ("--set", text)]
+    options += ["--iterations", "1", "--threads", "1", "--no-ablation", "--output", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, ["run", *options])
+    assert result.exit_code == 0, result.output
+    assert "iteration 1" in result.output
+    assert (tmp_path / "run" / "report.html").exists()
+    again = CliRunner().invoke(app, ["run", *options])
+    assert "--resume" in str(again.exception)

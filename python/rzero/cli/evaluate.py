@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from rzero.engine.errors import InputError
+
 
 @click.command("eval", short_help="Measure a model on held-out sets.")
 @click.argument("model")
@@ -52,6 +54,10 @@ def evaluate(model: str, sets: tuple[str, ...], output: Path | None, **given: An
     options |= {"model": model, "evaluation.sets": list(sets) or None}
     settings = load_config(options={"task": "arithmetic" if model == "tiny" else "math"} | options)
     rows, answers = measured(settings)
+    if not rows:
+        raise InputError(
+            f"task {settings.task} has no held-out sets of its own; give a folder of them with --data"
+        )
     if output is not None:
         with explained(output):
             write_atomic(
