@@ -7,7 +7,7 @@ namespace rzero {
 namespace RZERO_ISA {
 namespace {
 
-constexpr int64_t kSerialElements = 8192;  // below this, waking the other threads costs more than they save
+constexpr int64_t kSerialElements = 32768;  // below this, waking the other threads costs more than they save
 
 template <class S>
 void forward(int64_t T, int64_t V, const S* logits, const int64_t* target, float temperature, float* logp,

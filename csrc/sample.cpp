@@ -11,6 +11,7 @@ namespace rzero {
 namespace RZERO_ISA {
 namespace {
 
+constexpr int64_t kSerialElements = 32768;  // below this, waking the other threads costs more than they save
 constexpr int kBins = 1024;
 constexpr float kBinsPerNat = 32.f;
 
@@ -205,7 +206,7 @@ template <class S>
 void run(int64_t B, int64_t V, const S* logits, int64_t stride, const float* temperature, const int32_t* top_k,
          const float* top_p, const float* min_p, const int64_t* key, const int64_t* position, int64_t* token,
          float* logp, float* full_logp, void* const* scratch) {
-#pragma omp parallel for schedule(dynamic) if (B > 1 && B * V > 4096)
+#pragma omp parallel for schedule(dynamic) if (B > 1 && B * V > kSerialElements)
   for (int64_t b = 0; b < B; ++b) {
     char* own = (char*)scratch[omp_get_thread_num()];
     double* blocks = (double*)own;

@@ -93,22 +93,19 @@ def test_master_keeps_what_bfloat16_would_lose(adamw: Any, grad_dtype: torch.dty
 
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("restored_threads")
 def test_threads_and_neighbours_change_no_bit(dtype: torch.dtype) -> None:
     native = choose(ADAMW, CPU, "native")[0]
     shape = (100_003,)
     [grad] = gradients(shape, 1)
     how = AdamwStep(1e-2, 0.9, 0.999, 1e-8, 0.01, 2, 0.7)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            for here in (slice(None), slice(12_345, 12_352)):
-                param, exp_avg, exp_avg_sq = (x[here] for x in start(shape, dtype))
-                native(param, grad[here], exp_avg, exp_avg_sq, param.float(), how)
-                results.append(param if here.start else param[12_345:12_352])
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for here in (slice(None), slice(12_345, 12_352)):
+            param, exp_avg, exp_avg_sq = (x[here] for x in start(shape, dtype))
+            native(param, grad[here], exp_avg, exp_avg_sq, param.float(), how)
+            results.append(param if here.start else param[12_345:12_352])
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 

@@ -65,17 +65,14 @@ def test_identical_lists_score_one_from_four_tokens_on(bleu: Any) -> None:
 
 
 @needs_native
+@pytest.mark.usefixtures("restored_threads")
 def test_native_equals_the_reference_on_many_lists_and_a_pair_alone() -> None:
     native = choose(BLEU, CPU, "native")[0]
     lists = random_lists(120, 60, 300, seed=1)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(native(lists))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(native(lists))
     assert np.array_equal(*results)
     np.testing.assert_allclose(results[0], bleu_ref(lists), rtol=0, atol=1e-12)
     for i, j in ((0, 1), (17, 90), (119, 3)):

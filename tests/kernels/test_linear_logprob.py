@@ -80,20 +80,17 @@ def test_gradients_of_the_reference_are_those_of_finite_differences() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("V", [25, 2051])
+@pytest.mark.usefixtures("restored_threads")
 def test_row_alone_has_the_bits_of_the_row_in_a_batch(
     linear_logprob: Any, V: int, dtype: torch.dtype
 ) -> None:
     h_TD, w_VD, target_T = case(50, 48, V, dtype)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            together = linear_logprob(h_TD, w_VD, target_T, 0.8)
-            for here in (slice(0, 1), slice(11, 12), slice(3, 10), slice(20, 50)):
-                alone = linear_logprob(h_TD[here], w_VD, target_T[here], 0.8)
-                assert all(torch.equal(x[here], y) for x, y in zip(together, alone, strict=True))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        together = linear_logprob(h_TD, w_VD, target_T, 0.8)
+        for here in (slice(0, 1), slice(11, 12), slice(3, 10), slice(20, 50)):
+            alone = linear_logprob(h_TD[here], w_VD, target_T[here], 0.8)
+            assert all(torch.equal(x[here], y) for x, y in zip(together, alone, strict=True))
 
 
 def test_gradient_goes_where_it_is_asked_for(linear_logprob: Any) -> None:

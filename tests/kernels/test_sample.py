@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """sample: the random numbers, the supports, the distribution, and rows that depend on nothing else."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,14 +31,6 @@ KNOWN_ANSWERS = (  # Random123's kat_vectors: counter, key, output
 @pytest.fixture(params=BACKENDS)
 def sample(request: pytest.FixtureRequest) -> Any:
     return choose(SAMPLE, CPU, request.param)[0]
-
-
-@pytest.fixture(params=lib.instruction_sets() if lib is not None else ())
-def each_instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = lib.instruction_set()
-    lib.use_instruction_set(request.param)
-    yield request.param
-    lib.use_instruction_set(before)
 
 
 def settings(B: int, **given: float | list[float]) -> tuple[Tensor, ...]:
@@ -96,7 +87,7 @@ CASES = (
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("V", [1, 25, 1000, 5003])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.usefixtures("each_instruction_set")
+@pytest.mark.usefixtures("instruction_set")
 def test_native_draws_what_the_reference_draws(case: Any, V: int, dtype: torch.dtype) -> None:
     native = choose(SAMPLE, CPU, "native")[0]
     B = 200
@@ -178,6 +169,7 @@ def test_tokens_without_mass_are_never_drawn(sample: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.usefixtures("restored_threads")
 def test_row_alone_has_the_bits_of_the_row_in_a_batch(backend: str, dtype: torch.dtype) -> None:
     sample = choose(SAMPLE, CPU, backend)[0]
     B, V = 12, 3001
@@ -188,16 +180,12 @@ def test_row_alone_has_the_bits_of_the_row_in_a_batch(backend: str, dtype: torch
         "min_p": [0, 0, 0.1] * 4,
     }
     args = (logits(B, V, dtype=dtype), *settings(B, **case), *keys(B))
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            together = sample(*args)
-            for b in range(B):
-                alone = sample(*(a[b : b + 1] for a in args))
-                assert all(torch.equal(x[b : b + 1], y) for x, y in zip(together, alone, strict=True))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        together = sample(*args)
+        for b in range(B):
+            alone = sample(*(a[b : b + 1] for a in args))
+            assert all(torch.equal(x[b : b + 1], y) for x, y in zip(together, alone, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
