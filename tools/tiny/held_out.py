@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fixed held-out sets: `problems` expressions of each difficulty, all of them reserved (see corpus.py).
 
-    easy      2 numbers (4 of 5), 3 numbers (1 of 5)
-    medium    3, 4 and 5 numbers
-    hard      6 and 7 numbers
+    easy      2 numbers
+    medium    3, 4 or 5 numbers
+    hard      6 or 7 numbers
 
 Numbers and signs are distributed as in the corpus."""
 
@@ -19,8 +19,8 @@ from tiny.corpus import draw_expression, is_reserved
 
 from rzero.tasks.arithmetic import evaluate
 
-OPERAND_WEIGHTS: Mapping[str, Mapping[int, float]] = MappingProxyType(
-    {"easy": {2: 0.8, 3: 0.2}, "medium": {3: 0.3, 4: 0.4, 5: 0.3}, "hard": {6: 0.5, 7: 0.5}}
+OPERANDS: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {"easy": (2,), "medium": (3, 4, 5), "hard": (6, 7)}
 )
 PROBLEMS = 200
 
@@ -30,10 +30,10 @@ def draw_sets(seed: int) -> dict[str, list[str]]:
     rng = random.Random(f"held out {seed}")
     taken: set[str] = set()
     sets: dict[str, list[str]] = {}
-    for name, weights in OPERAND_WEIGHTS.items():
+    for name, operands in OPERANDS.items():
         sets[name] = []
         while len(sets[name]) < PROBLEMS:
-            expression = draw_expression(rng, rng.choices(list(weights), list(weights.values()))[0])
+            expression = draw_expression(rng, rng.choice(operands))
             if is_reserved(expression) and expression not in taken:
                 taken.add(expression)
                 sets[name].append(expression)
