@@ -49,7 +49,7 @@ struct Attention {
   HeadRows q;
   KeyRows k, v;
   Layout layout;
-  HeadRows o;
+  HeadRows o;     // forward only
   float* softmax;  // [T, H, 2]: the row's largest score and 1 / the sum of exponentials; null when nobody needs them
   const RowJob* jobs;
   int64_t job_count, most_rows, most_positions;
@@ -58,7 +58,7 @@ struct Attention {
 
 struct AttentionGrad {
   HeadRows grad_o, grad_q, grad_k, grad_v;  // contiguous
-  float* delta;                             // [T, H] scratch: sum of grad_o * o
+  float* delta;                             // [T, H] scratch: sum over keys of p * dp
   const int32_t* length;                    // own rows of each segment
   const KeyJob* key_jobs;
   int64_t key_job_count;

@@ -2,7 +2,10 @@
 // Attention, backward, in two passes that need no locks: queries' gradients by blocks of rows, then keys' and values'
 // by tiles of keys. The probabilities are computed again from the saved maximum and sum of each row.
 //
-//   p = exp(s - max) / sum    dp = do . v    ds = p * (dp - sum(do * o))    dq = scale ds k    dk = scale ds q    dv = p do
+//   p = exp(s - max) / sum    dp = do . v    ds = p * (dp - sum(p * dp))    dq = scale ds k    dk = scale ds q    dv = p do
+//
+// sum(p * dp) is summed over the keys, not taken as do . o: with few keys dp and the sum nearly cancel, and a sum in
+// another order, or of an output rounded to bfloat16, would leave its rounding as the gradient.
 #include "attention_tile.h"
 
 namespace rzero {
@@ -46,7 +49,6 @@ void load_tile(const Attention& a, int64_t sequence, int64_t g, int64_t first, i
   find_keys(a, sequence, g, first, count, k, v);
   load_transposed(k, count, a.E, tile.keys_t);
   load_transposed(v, count, a.E, tile.values_t);
-  if (tile.keys != nullptr) load_rows(k, count, a.E, round_up(a.E, kWidth), 1.f, tile.keys);
 }
 
 // Row r sees the keys [from, until(r)) of the tile; the others get p = ds = 0.
@@ -69,29 +71,53 @@ RZERO_INLINE void scores_grad(const Attention& a, const Block& b, const Tile& ti
   }
 }
 
+struct RowSums {
+  float *p, *dp;  // [rows][positions]
+  float* q;       // [rows][padded]
+};
+
+// Turns a row's scores into probabilities and dp into ds; returns sum(p * dp).
+RZERO_INLINE float row_grad(float* p, float* dp, int64_t visible, int64_t positions, float largest, float inverse) {
+  Sum sum;
+  for (int64_t n = 0; n < visible; n += kWidth) {
+    const Vec prob = exp(load(p + n) - splat(largest)) * splat(inverse);
+    store(p + n, prob);
+    const int64_t past = visible - n;
+    sum.at(n) = fma(load(p + n, past), load(dp + n, past), sum.at(n));
+  }
+  const float delta = sum.total();
+  for (int64_t n = 0; n < visible; n += kWidth) store(dp + n, load(p + n) * (load(dp + n) - splat(delta)));
+  for (int64_t n = visible; n < positions; ++n) dp[n] = 0.f;
+  return delta;
+}
+
 template <class S>
 void query_grad(const Attention& a, const AttentionGrad& grad, const RowJob& job, int64_t g, Block& b, Tile& tile,
-                float* sum) {
+                RowSums& sum) {
   const int64_t R = a.H / a.G, E = a.E, padded = round_up(E, kWidth), positions = job.position + job.rows;
+  const int64_t stride = round_up(positions, kTile);
   const int64_t rows = load_block<S>(a, grad, job.first_row, job.rows, g, b);
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t row = job.first_row + r / R, head = g * R + r % R;
-    const S* out = (const S*)a.o.data + row * a.o.row + head * a.o.head;
-    Sum delta;
-    for (int64_t e = 0; e < E; e += kWidth)
-      delta.at(e) = fma(load(b.grad_o + r * padded + e), load(out + e, E - e), delta.at(e));
-    b.delta[r] = grad.delta[row * a.H + head] = delta.total();
-  }
-  memset(sum, 0, rows * padded * sizeof(float));
   for (int64_t first = 0; first < positions; first += kTile) {
     const int64_t keys = smaller(kTile, positions - first);
     load_tile<S>(a, job.sequence, g, first, keys, tile);
-    scores_grad(a, b, tile, rows, keys, 0, [&](int64_t r) { return job.position + r / R + 1 - first; });
-    accumulate({b.ds, kTile, 1}, rows, tile.keys, padded, sum, [&](int64_t) { return keys; });
+    dots(b.q, padded, rows, tile.keys_t, keys, E, sum.p + first, stride);
+    dots(b.grad_o, padded, rows, tile.values_t, keys, E, sum.dp + first, stride);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = (job.first_row + r / R) * a.H + g * R + r % R;
+    grad.delta[at] = row_grad(sum.p + r * stride, sum.dp + r * stride, job.position + r / R + 1, positions,
+                              b.largest[r], b.inverse[r]);
+  }
+  memset(sum.q, 0, rows * padded * sizeof(float));
+  for (int64_t first = 0; first < positions; first += kTile) {
+    const int64_t keys = smaller(kTile, positions - first);
+    find_keys(a, job.sequence, g, first, keys, (const S**)tile.k, (const S**)tile.v);
+    load_rows((const S**)tile.k, keys, E, padded, 1.f, tile.keys);
+    accumulate({sum.dp + first, stride, 1}, rows, tile.keys, padded, sum.q, [&](int64_t) { return keys; });
   }
   for (int64_t r = 0; r < rows; ++r) {
     S* out = (S*)grad.grad_q.data + (job.first_row + r / R) * grad.grad_q.row + (g * R + r % R) * grad.grad_q.head;
-    for (int64_t e = 0; e < E; e += kWidth) store(out + e, load(sum + r * padded + e) * splat(a.scale), E - e);
+    for (int64_t e = 0; e < E; e += kWidth) store(out + e, load(sum.q + r * padded + e) * splat(a.scale), E - e);
   }
 }
 
@@ -148,14 +174,14 @@ void key_grad(const Attention& a, const AttentionGrad& grad, const KeyJob& job, 
 template <class S>
 void backward(const Attention& a, const AttentionGrad& grad) {
   const int64_t padded = round_up(a.E, kWidth), R = a.H / a.G;
-  const int64_t rows = kRowsPerJob > R ? kRowsPerJob : R;
+  const int64_t rows = kRowsPerJob > R ? kRowsPerJob : R, positions = round_up(a.most_positions, kTile);
 #pragma omp parallel if (a.is_parallel)
   {
     Arena arena;
     Block b;
     Tile tile;
-    KeySums sum;
-    float* sum_q;
+    RowSums row_sums;
+    KeySums key_sums;
     arena.reserve({{&b.q, rows * padded},
                    {&b.grad_o, rows * padded},
                    {&b.largest, rows},
@@ -166,18 +192,19 @@ void backward(const Attention& a, const AttentionGrad& grad) {
                    {&tile.keys_t, a.E * kTile},
                    {&tile.values_t, a.E * kTile},
                    {&tile.keys, kTile * padded},
-                   {&sum_q, rows * padded},
-                   {&sum.k, kTile * padded},
-                   {&sum.v, kTile * padded},
-                   {&sum.part, kTile * padded}});
+                   {&row_sums.p, rows * positions},
+                   {&row_sums.dp, rows * positions},
+                   {&row_sums.q, rows * padded},
+                   {&key_sums.k, kTile * padded},
+                   {&key_sums.v, kTile * padded},
+                   {&key_sums.part, kTile * padded}});
     b.rows = (const void**)malloc(rows * sizeof(void*));
     // The barrier after this loop matters: the second pass reads every row's delta.
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < a.job_count * a.G; ++i) query_grad<S>(a, grad, a.jobs[i / a.G], i % a.G, b, tile, sum_q);
-    tile.keys = nullptr;
+    for (int64_t i = 0; i < a.job_count * a.G; ++i) query_grad<S>(a, grad, a.jobs[i / a.G], i % a.G, b, tile, row_sums);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < grad.key_job_count * a.G; ++i)
-      key_grad<S>(a, grad, grad.key_jobs[i / a.G], i % a.G, b, tile, sum);
+      key_grad<S>(a, grad, grad.key_jobs[i / a.G], i % a.G, b, tile, key_sums);
     free(b.rows);
   }
 }

@@ -31,12 +31,12 @@ KeyRows paged_keys(const View4& x) { return {at(x[0]), x[1], x[2], x[3]}; }
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
-Attention problem(const Sizes& sizes, float scale, const View3& q, const View3& o) {
+Attention problem(const Sizes& sizes, float scale, const View3& q) {
   Attention a{};
   a.code = int(sizes[0]);
   a.H = sizes[2], a.G = sizes[3], a.E = sizes[4];
   a.scale = scale;
-  a.q = head_rows(q), a.o = head_rows(o);
+  a.q = head_rows(q);
   return a;
 }
 
@@ -67,7 +67,8 @@ struct Pages {
 void paged_attention(const Sizes& sizes, const std::array<int64_t, 4>& page_sizes, float scale, const View3& q,
                      const View4& k, const View4& v, const std::array<int64_t, 2>& page_table, Address q_start_B1,
                      Address kv_len_B, const View3& o) {
-  Attention a = problem(sizes, scale, q, o);
+  Attention a = problem(sizes, scale, q);
+  a.o = head_rows(o);
   const Pages pages{page_sizes[0], page_sizes[1], page_sizes[2], page_sizes[3]};
   a.k = paged_keys(k), a.v = paged_keys(v);
   a.layout.page_table = at<int32_t>(page_table[0]);
@@ -138,8 +139,8 @@ std::vector<int32_t> ordered(const Packed& p, int64_t T) {
 }
 
 Attention packed_problem(const Sizes& sizes, float scale, const View3& q, const View3& k, const View3& v,
-                         const Packed& p, const View3& o, Address softmax, std::vector<RowJob>& jobs) {
-  Attention a = problem(sizes, scale, q, o);
+                         const Packed& p, Address softmax, std::vector<RowJob>& jobs) {
+  Attention a = problem(sizes, scale, q);
   a.k = packed_keys(k), a.v = packed_keys(v);
   a.layout.start = p.start;
   a.layout.prefix_start = p.prefix_start;
@@ -155,7 +156,8 @@ void forward(const Sizes& sizes, float scale, const View3& q, const View3& k, co
   const Packed p(segments);
   ordered(p, sizes[1]);
   std::vector<RowJob> jobs;
-  const Attention a = packed_problem(sizes, scale, q, k, v, p, o, softmax, jobs);
+  Attention a = packed_problem(sizes, scale, q, k, v, p, softmax, jobs);
+  a.o = head_rows(o);
   RZERO_CALL(attention_forward, &a);
 }
 
@@ -187,10 +189,10 @@ KeyWork key_work(const Packed& p, const std::vector<int32_t>& order) {
 
 // grads: addresses of grad_o, grad_q, grad_k, grad_v (contiguous [T, heads, E]) and of the scratch delta [T, H].
 void backward(const Sizes& sizes, float scale, const View3& q, const View3& k, const View3& v,
-              const SegmentsView& segments, const View3& o, Address softmax, const std::array<int64_t, 5>& grads) {
+              const SegmentsView& segments, Address softmax, const std::array<int64_t, 5>& grads) {
   const Packed p(segments);
   std::vector<RowJob> jobs;
-  const Attention a = packed_problem(sizes, scale, q, k, v, p, o, softmax, jobs);
+  const Attention a = packed_problem(sizes, scale, q, k, v, p, softmax, jobs);
   const KeyWork work = key_work(p, ordered(p, sizes[1]));
   AttentionGrad grad{};
   grad.grad_o = {at(grads[0]), a.H * a.E, a.E};

@@ -91,14 +91,14 @@ class _Attention(torch.autograd.Function):
             (*q_THE.shape[:2], 2)
         )  # each row's largest score and 1 / sum of exponentials
         o_THE = _forward(q_THE, k_TGE, v_TGE, segments, scale, softmax_TH2)
-        ctx.save_for_backward(q_THE, k_TGE, v_TGE, o_THE, softmax_TH2)
+        ctx.save_for_backward(q_THE, k_TGE, v_TGE, softmax_TH2)
         ctx.segments, ctx.scale = segments, scale
         return o_THE
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_o_THE: Tensor) -> Any:
-        q_THE, k_TGE, v_TGE, o_THE, softmax_TH2 = ctx.saved_tensors
+        q_THE, k_TGE, v_TGE, softmax_TH2 = ctx.saved_tensors
         grad_o_THE = grad_o_THE.contiguous()
         grads = tuple(torch.empty(x.shape, dtype=x.dtype) for x in (q_THE, k_TGE, v_TGE))
         delta_TH = torch.empty(q_THE.shape[:2])
@@ -107,7 +107,6 @@ class _Attention(torch.autograd.Function):
             ctx.scale,
             *(view(x) for x in (q_THE, k_TGE, v_TGE)),
             _segments(ctx.segments),
-            view(o_THE),
             softmax_TH2.data_ptr(),
             tuple(x.data_ptr() for x in (grad_o_THE, *grads, delta_TH)),
         )

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""paged_attention: decoding and chunks of a prompt against float64, and bit for bit against `attention`."""
+
+import pytest
+import torch
+from harness import (
+    BACKENDS,
+    CPU,
+    DTYPES,
+    apart,
+    assert_same_bits,
+    frobenius,
+    native,
+    needs_native,
+    peak,
+    randn,
+)
+from torch import Tensor
+
+from rzero.kernels.attention import ATTENTION, Segments
+from rzero.kernels.dispatch import choose
+from rzero.kernels.paged_attention import PAGED_ATTENTION, paged_attention_ref
+
+HEADS = ((4, 2, 32), (14, 2, 64), (3, 1, 6), (2, 2, 128))
+# rows of q and length of each sequence: decoding, a whole prompt, a chunk of one, a sequence that waits.
+STEP = ((1, 1), (1, 100), (70, 70), (33, 130), (0, 17), (0, 0), (1, 16), (2, 65))
+UNUSED = 2**30
+
+
+class Cache:
+    """Keys and values in shuffled pages; what no sequence owns is NaN, unused slots of the table absurd."""
+
+    def __init__(self, lengths: list[int], S: int, G: int, E: int, dtype: torch.dtype) -> None:
+        self.k = [randn(n, G, E, dtype=dtype, seed=2 * b) for b, n in enumerate(lengths)]
+        self.v = [randn(n, G, E, dtype=dtype, seed=2 * b + 1) for b, n in enumerate(lengths)]
+        used = [-(-n // S) for n in lengths]
+        P, M = sum(used) + 3, max(used) + 2
+        free = iter(torch.randperm(P, generator=torch.Generator().manual_seed(S)).tolist())
+        self.table_BM = torch.full((len(lengths), M), UNUSED, dtype=torch.int32)
+        self.k_pages, self.v_pages = (
+            apart(torch.full((P, S, G, E), float("nan"), dtype=dtype)) for _ in "kv"
+        )
+        for b, n in enumerate(lengths):
+            for m in range(used[b]):
+                page, rows = next(free), slice(m * S, min(n, (m + 1) * S))
+                self.table_BM[b, m] = page
+                self.k_pages[page, : rows.stop - rows.start] = self.k[b][rows]
+                self.v_pages[page, : rows.stop - rows.start] = self.v[b][rows]
+
+    def args(self, rows: list[int], lengths: list[int]) -> tuple[Tensor, ...]:
+        """Everything after q, but for the scale."""
+        starts = torch.tensor([0, *rows]).cumsum(0).int()
+        return self.k_pages, self.v_pages, self.table_BM, starts, torch.tensor(lengths, dtype=torch.int32)
+
+
+@needs_native
+@pytest.mark.parametrize("S", [1, 5, 16])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_error_is_that_of_torch(
+    instruction_set: str, heads: tuple[int, int, int], dtype: torch.dtype, S: int
+) -> None:
+    (H, G, E), rows, lengths = heads, [r for r, _ in STEP], [n for _, n in STEP]
+    cache, q_THE = Cache(lengths, S, G, E, dtype), randn(sum(rows), H, E, dtype=dtype, seed=99)
+    args, scale = cache.args(rows, lengths), E**-0.5
+    truth = paged_attention_ref(q_THE.double(), *(x.double() for x in args[:2]), *args[2:], scale)
+    torchs = paged_attention_ref(q_THE, *args, scale).double() - truth
+    got = native(PAGED_ATTENTION)(apart(q_THE), *args, scale)
+    assert got.dtype == dtype and truth.norm() > 0
+    for norm, slack in ((frobenius, 1.25), (peak, 2.5)):
+        assert norm(got.double() - truth) <= slack * norm(torchs) + 2e-7 * norm(truth)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_token_by_token_in_chunks_and_in_training_are_the_same_bits(
+    instruction_set: str, heads: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    (H, G, E), N, scale = heads, 130, 0.2
+    q_THE, paged = randn(N, H, E, dtype=dtype, seed=99), native(PAGED_ATTENTION)
+    cache = Cache([N], 16, G, E, dtype)
+    one = Segments(*(torch.tensor([n], dtype=torch.int32) for n in (0, N, 0, 0)))
+    wanted = native(ATTENTION)(q_THE, cache.k[0], cache.v[0], one, scale)
+    for chunk in (1, 7, 64, N):
+        parts = [
+            paged(q_THE[i : i + chunk], *cache.args([min(chunk, N - i)], [min(i + chunk, N)]), scale)
+            for i in range(0, N, chunk)
+        ]
+        assert_same_bits(torch.cat(parts), wanted)
+    prompt = 50
+    shared = Segments(
+        *(
+            torch.tensor(n, dtype=torch.int32)
+            for n in ([0, prompt], [prompt, N - prompt], [0, 0], [0, prompt])
+        )
+    )
+    assert_same_bits(native(ATTENTION)(q_THE, cache.k[0], cache.v[0], shared, scale), wanted)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sequence_has_the_same_bits_alone_and_with_any_page_size(
+    instruction_set: str, dtype: torch.dtype, restored_threads: None
+) -> None:
+    rows, lengths = [r for r, _ in STEP], [n for _, n in STEP]
+    q_THE, paged = randn(sum(rows), 4, 32, dtype=dtype, seed=99), native(PAGED_ATTENTION)
+    together = paged(q_THE, *Cache(lengths, 16, 2, 32, dtype).args(rows, lengths), 0.2)
+    torch.set_num_threads(2)
+    for S in (1, 3, 256):
+        cache = Cache(lengths, S, 2, 32, dtype)
+        assert_same_bits(paged(q_THE, *cache.args(rows, lengths), 0.2), together)
+        for b, q in enumerate(q_THE.split(rows)):
+            k_pages, v_pages, table_BM, _, _ = cache.args(rows, lengths)
+            starts, length = (torch.tensor(x, dtype=torch.int32) for x in ([0, rows[b]], [lengths[b]]))
+            alone = paged(q, k_pages, v_pages, table_BM[b : b + 1], starts, length, 0.2)
+            assert_same_bits(alone, together[sum(rows[:b]) : sum(rows[: b + 1])])
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_instruction_sets_with_fused_multiply_add_agree(dtype: torch.dtype) -> None:
+    """Nothing may depend on the vector width, or a run could not be repeated on another machine."""
+    from rzero.kernels.native import lib
+
+    fused = [name for name in lib.instruction_sets() if name != "baseline"]
+    if len(fused) < 2:
+        pytest.skip(f"this CPU runs {', '.join(lib.instruction_sets())}")
+    rows, lengths, before = [r for r, _ in STEP], [n for _, n in STEP], lib.instruction_set()
+    args = Cache(lengths, 16, 2, 32, dtype).args(rows, lengths)
+    outputs = []
+    for name in fused:
+        lib.use_instruction_set(name)
+        outputs.append(native(PAGED_ATTENTION)(randn(sum(rows), 4, 32, dtype=dtype), *args, 0.2))
+    lib.use_instruction_set(before)
+    assert_same_bits(*outputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_sequences(backend: str) -> None:
+    k_pages, v_pages = torch.zeros(2, 3, 4, 2, 8)
+    table_BM, starts, lengths = (torch.zeros(s, dtype=torch.int32) for s in ((0, 5), (1,), (0,)))
+    f = choose(PAGED_ATTENTION, CPU, backend)[0]
+    assert f(torch.zeros(0, 4, 8), k_pages, v_pages, table_BM, starts, lengths, 1.0).shape == (0, 4, 8)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({3: [[0, 3], [1, 2]]}, "sequence 0 names page 3 in page_table_BM, there are pages 0..2"),
+        ({3: [[0, 1], [-1, 2]]}, "sequence 1 names page -1"),
+        ({4: [0, 2, 4]}, "must run from 0 to the 3 rows"),
+        ({4: [1, 2, 3]}, "must run from 0 to the 3 rows"),
+        ({4: [0, 4, 3]}, "sequence 1 has -1 rows"),
+        ({5: [1, 4]}, "sequence 0 has 2 rows and kv_len_B 1"),
+        ({5: [9, 4]}, "kv_len_B 9, allowed are"),
+    ],
+)
+def test_pages_and_lengths_that_cannot_be_are_refused(change: dict[int, list[int]], message: str) -> None:
+    args = [randn(3, 4, 8), *randn(2, 3, 4, 2, 8), [[0, 1], [1, 2]], [0, 2, 3], [8, 5]]
+    for i, value in change.items():
+        args[i] = value
+    args = [x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.int32) for x in args]
+    with pytest.raises(ValueError, match=message):
+        native(PAGED_ATTENTION)(*args, 1.0)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("q_THE", {0: randn(3, 8)}),
+        ("k_pages_PSGE", {1: randn(3, 4, 3, 8)}),
+        ("k_pages_PSGE", {1: randn(3, 4, 2, 9)}),
+        ("v_pages_PSGE", {2: randn(3, 4, 2, 8).double()}),
+        ("page_table_BM", {3: torch.zeros(2, 2, dtype=torch.int64)}),
+        ("q_start_B1", {4: torch.zeros(2, dtype=torch.int32)}),
+        ("kv_len_B", {5: torch.zeros(3, dtype=torch.int32)}),
+    ],
+)
+def test_wrong_tensor_is_named(name: str, change: dict[int, Tensor]) -> None:
+    args = [
+        randn(3, 4, 8),
+        *randn(2, 3, 4, 2, 8),
+        torch.zeros(2, 2, dtype=torch.int32),
+        torch.tensor([0, 2, 3], dtype=torch.int32),
+        torch.tensor([8, 5], dtype=torch.int32),
+    ]
+    for i, value in change.items():
+        args[i] = value
+    with pytest.raises(ValueError, match=f"paged_attention: {name} must be"):
+        native(PAGED_ATTENTION)(*args, 1.0)
