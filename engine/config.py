@@ -8,7 +8,7 @@ them understands.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -83,7 +83,11 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One decoder's shape; `from_hf` reads it from a `config.json`, `to_hf` writes it back."""
+    """One decoder's shape; `from_hf` reads it from a `config.json`, `to_hf` writes it back.
+
+    Two are equal where the same weights compute the same with either: ids and number type of a file do not
+    count.
+    """
 
     model_type: str
     hidden_size: int
@@ -99,10 +103,10 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     tied: bool = False
-    eos_token_ids: tuple[int, ...] = ()
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
-    torch_dtype: str = "float32"
+    eos_token_ids: tuple[int, ...] = field(default=(), compare=False)
+    bos_token_id: int | None = field(default=None, compare=False)
+    pad_token_id: int | None = field(default=None, compare=False)
+    torch_dtype: str = field(default="float32", compare=False)
     """The number type that the checkpoint is stored in; the one computed in is the engine's choice."""
 
     @property

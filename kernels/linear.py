@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from rzero.kernels.dispatch import Impl, Op
 
-# MKL takes other routines, with another order of summation, for float32 products of few rows: measured on Zen
-# 3, rows of 1, 2, 3, 5, 6, 7, 9, 10 and 11 differ in the last bits from the same rows in a larger batch, 12
-# and more never.
+# MKL takes other routines, with another order of summation, for small float32 products. Measured on Zen 3:
+# rows of 1, 2, 3, 5, 6, 7, 9, 10 and 11 differ in the last bits from the same rows in a larger batch, 12 and
+# more never; with up to 10 outputs (adapters of low rank) rows differ whatever their number, with 12 never.
 EXACT_ROWS = 16
+EXACT_OUTPUTS = 16
 
 
 def linear_ref(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
@@ -22,11 +23,16 @@ def linear_ref(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> Tens
 
 
 def linear_exact(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    rows = x_TK.shape[0]
-    if rows >= EXACT_ROWS or rows == 0 or x_TK.dtype != torch.float32:
+    rows, outputs = x_TK.shape[0], w_NK.shape[0]
+    few_rows, few_outputs = EXACT_ROWS - rows, EXACT_OUTPUTS - outputs
+    if x_TK.dtype != torch.float32 or rows == 0 or (few_rows <= 0 and few_outputs <= 0):
         return functional.linear(x_TK, w_NK, bias_N)
-    padded = functional.pad(x_TK, (0, 0, 0, EXACT_ROWS - rows))
-    return functional.linear(padded, w_NK, bias_N)[:rows]
+    if few_rows > 0:
+        x_TK = functional.pad(x_TK, (0, 0, 0, few_rows))
+    if few_outputs > 0:
+        w_NK = functional.pad(w_NK, (0, 0, 0, few_outputs))
+        bias_N = None if bias_N is None else functional.pad(bias_N, (0, few_outputs))
+    return functional.linear(x_TK, w_NK, bias_N)[:rows, :outputs].contiguous()
 
 
 def _torch_why_not(device: torch.device) -> str | None:

@@ -52,7 +52,20 @@ def test_derived_numbers_match_the_tensors_of_transformers() -> None:
 def test_ends_of_sequence_of_both_files_count() -> None:
     config = ModelConfig.from_hf({**BASE, "eos_token_id": 2}, {"eos_token_id": [5, 2]})
     assert config.eos_token_ids == (2, 5)
+    assert ModelConfig.from_hf(config.to_hf()).eos_token_ids == (2, 5)
     assert ModelConfig.from_hf({**BASE, "eos_token_id": None}).eos_token_ids == ()
+
+
+def test_equal_means_that_the_same_weights_compute_the_same() -> None:
+    base = ModelConfig.from_hf(BASE)
+    assert ModelConfig.from_hf({**BASE, "dtype": "bfloat16", "eos_token_id": 3, "pad_token_id": 4}) == base
+    for change in (
+        {"rms_norm_eps": 1e-6},
+        {"rope_theta": 1e6},
+        {"tie_word_embeddings": True},
+        {"model_type": "qwen3"},
+    ):
+        assert ModelConfig.from_hf({**BASE, **change}) != base
 
 
 @pytest.mark.parametrize(
