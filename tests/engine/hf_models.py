@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model's tests compare with: small random transformers models, and a greedy loop over the paged cache."""
+"""What the model's tests compare with: small random transformers models, and a greedy loop over pages."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
+
 from rzero.engine.config import ModelConfig
 from rzero.engine.model import PackedStep, PagedStep, Step, forward
 from rzero.engine.rope_table import rope_tables
 from rzero.engine.weights import ModelWeights
 from rzero.kernels import Kernels, Segments
-from torch import Tensor
 
 CPU = torch.device("cpu")
 POSITIONS = 256
@@ -33,11 +34,12 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "llama": {"hidden_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 14,
                   "rope_parameters": LLAMA3},
-        "llama-linear": {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 1, "head_dim": 10,
-                         "tie_word_embeddings": True,
+        "llama-linear": {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 1,
+                         "head_dim": 10, "tie_word_embeddings": True,
                          "rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 3.0}},
-        "qwen2": {"hidden_size": 42, "num_attention_heads": 3, "num_key_value_heads": 3, "tie_word_embeddings": True,
-                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        "qwen2": {"hidden_size": 42, "num_attention_heads": 3, "num_key_value_heads": 3,
+                  "tie_word_embeddings": True, "rope_parameters": {"rope_type": "default",
+                  "rope_theta": 1e6}},
         "qwen3": {"hidden_size": 44, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 18,
                   "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     }
@@ -90,7 +92,7 @@ def packed_logits(
 
 
 class PagedSequence:
-    """One sequence in a paged cache, its pages in reverse order; `logits` feeds tokens and returns their logits."""
+    """One sequence in a paged cache, pages in reverse order; `logits` feeds tokens, returns their logits."""
 
     def __init__(
         self, config: ModelConfig, weights: ModelWeights, kernels: Kernels, positions: int = POSITIONS
