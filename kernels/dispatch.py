@@ -61,7 +61,7 @@ def choose(op: Op, device: torch.device, wanted: str) -> tuple[Callable[..., Any
         raise ValueError(
             f"kernels: {op.name} has no backend {wanted!r}, use one of {', '.join((AUTO, *op.backends))}"
         )
-    reasons = []
+    reasons: list[str] = []
     for impl in op.impls:
         if wanted not in (AUTO, impl.backend):
             continue

@@ -51,8 +51,9 @@ def _forward(
     return y_TD, sum_TD, rstd_T
 
 
-def _backward(x_TD: Tensor, w_D: Tensor, rstd_T: Tensor, grad_y_TD: Tensor, extra_TD: Tensor | None) -> Any:
+def _backward(saved: tuple[Tensor, Tensor, Tensor], grad_y_TD: Tensor, extra_TD: Tensor | None) -> Any:
     """Gradients of the normed rows and of w; `extra_TD`, what flows in past the norm, joins the former."""
+    x_TD, w_D, rstd_T = saved
     T, D = x_TD.shape
     grad_y_TD = grad_y_TD.contiguous()
     extra_TD = None if extra_TD is None else extra_TD.contiguous()
@@ -76,7 +77,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y_TD: Tensor) -> Any:
-        grad_x_TD, grad_w_D = _backward(*ctx.saved_tensors, grad_y_TD, None)
+        grad_x_TD, grad_w_D = _backward(ctx.saved_tensors, grad_y_TD, None)
         return grad_x_TD, grad_w_D, None
 
 
@@ -90,7 +91,7 @@ class _AddRmsNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y_TD: Tensor, grad_sum_TD: Tensor) -> Any:
-        grad_TD, grad_w_D = _backward(*ctx.saved_tensors, grad_y_TD, grad_sum_TD)
+        grad_TD, grad_w_D = _backward(ctx.saved_tensors, grad_y_TD, grad_sum_TD)
         return grad_TD, grad_TD, grad_w_D, None
 
 
