@@ -21,7 +21,7 @@ from rzero.engine.errors import InputError
 from rzero.evaluate import Measured, measure
 from rzero.observer import Observer
 from rzero.roles import adopt_roles, begin_phase, drop_roles, restore, saved_state
-from rzero.rollout import Run, Unit
+from rzero.rollout import Run, Unit, named
 from rzero.run_facts import facts
 from rzero.run_folder import RunFolder, read_journal
 from rzero.settings import Settings
@@ -175,7 +175,8 @@ class Work:
         folder.append("evaluations.jsonl", measured.rows)
         folder.append("evaluation_answers.jsonl", measured.answers)
         self.run.observer.on_evaluation(measured.rows)
-        return {"tokens_sampled": measured.tokens_sampled, **self.run.task.counters()}
+        judge = named("evaluation", self.run.task.counters())
+        return {"tokens_sampled": measured.tokens_sampled, **judge}
 
     def _save_models(self, iteration: int) -> None:
         run = self.run
