@@ -75,7 +75,7 @@ class BuildNative(build_ext):
     def build_extension(self, ext):
         try:
             self._compile_and_link(ext)
-        except (CCompilerError, ExecError, PlatformError, OSError) as error:
+        except (CCompilerError, ExecError, PlatformError, ImportError, OSError) as error:
             reason = str(error).splitlines()[0]
             print(
                 f"rzero: no native kernels ({reason}); the slower torch reference kernels will be used",

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,3 +99,24 @@ def test_one_openmp_runtime_whatever_is_imported_first(first: str) -> None:
 
 def test_kernels_do_not_import_transformers() -> None:
     assert python("import sys, rzero.kernels; print('transformers' in sys.modules)") == "False"
+
+
+def test_build_without_a_compiler_ends_well_and_says_so_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    command = [
+        sys.executable,
+        "setup.py",
+        "build_ext",
+        "--build-lib",
+        str(tmp_path),
+        "--build-temp",
+        str(tmp_path),
+    ]
+    environment = {"PATH": "/usr/bin:/bin", "CC": "no-compiler", "CXX": "no-compiler"}
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("rzero:")]
+    assert len(said) == 1 and "torch reference kernels will be used" in said[0]
+    assert not list(tmp_path.rglob("_native*"))
