@@ -8,10 +8,13 @@ namespace rzero {
 namespace RZERO_ISA {
 namespace {
 
+RZERO_INLINE constexpr bool is_float(const float**) { return true; }
+RZERO_INLINE constexpr bool is_float(const bf16**) { return false; }
+
 struct Scratch {
   float *q, *keys, *values, *scores, *out, *normal;
   const void** queries;
-  const void *k[kTile], *v[kTile];
+  const void* rows[kTile];
 };
 
 // Turns a row's scores into exponentials; returns their sum. Scores past `count` become 0 up to a multiple of 32.
@@ -38,13 +41,13 @@ void attend(const Attention& a, const RowJob& job, int64_t g, Scratch& s) {
   const int64_t R = a.H / a.G, E = a.E, padded = round_up(E, kWidth);
   const int64_t positions = job.position + job.rows, stride = round_up(positions, kTile);
   const S** queries = (const S**)s.queries;
-  const S **k = (const S**)s.k, **v = (const S**)s.v;
+  const S** found = (const S**)s.rows;
   const int64_t rows = find_queries<S>(a, a.q, job.first_row, job.rows, g, queries);
   load_rows(queries, rows, E, padded, a.scale, s.q);
   for (int64_t first = 0; first < positions; first += kTile) {
     const int64_t count = smaller(kTile, positions - first);
-    find_keys(a, job.sequence, g, first, count, k, v);
-    load_transposed(k, count, E, s.keys);
+    find_keys(a.layout, a.k, job.sequence, g, first, count, found);
+    load_transposed(found, count, E, s.keys);
     dots(s.q, padded, rows, s.keys, count, E, s.scores + first, stride);
   }
   for (int64_t r = 0; r < rows; ++r)
@@ -52,13 +55,18 @@ void attend(const Attention& a, const RowJob& job, int64_t g, Scratch& s) {
   memset(s.out, 0, rows * padded * sizeof(float));
   for (int64_t first = 0; first < positions; first += kTile) {
     const int64_t count = smaller(kTile, positions - first);
-    find_keys(a, job.sequence, g, first, count, k, v);
-    load_rows(v, count, E, padded, 1.f, s.values);
+    find_keys(a.layout, a.v, job.sequence, g, first, count, found);
     const auto visible = [&](int64_t r) {
       const int64_t n = job.position + r / R + 1 - first;
       return n < 0 ? 0 : smaller(n, count);
     };
-    accumulate({s.scores + first, stride, 1}, rows, s.values, padded, s.out, visible);
+    const Coefficients p{s.scores + first, stride, 1};
+    if (is_float(found) && padded == E && rows <= 2 && E <= 4 * kWidth) {  // read once: not worth a copy
+      accumulate(p, rows, Scattered{(const float* const*)s.rows}, padded, s.out, visible);
+    } else {
+      load_rows(found, count, E, padded, 1.f, s.values);
+      accumulate(p, rows, Dense{s.values, padded}, padded, s.out, visible);
+    }
   }
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = job.first_row + r / R, head = g * R + r % R;

@@ -46,7 +46,8 @@ int64_t load_block(const Attention& a, const AttentionGrad& grad, int64_t first_
 template <class S>
 void load_tile(const Attention& a, int64_t sequence, int64_t g, int64_t first, int64_t count, Tile& tile) {
   const S **k = (const S**)tile.k, **v = (const S**)tile.v;
-  find_keys(a, sequence, g, first, count, k, v);
+  find_keys(a.layout, a.k, sequence, g, first, count, k);
+  find_keys(a.layout, a.v, sequence, g, first, count, v);
   load_transposed(k, count, a.E, tile.keys_t);
   load_transposed(v, count, a.E, tile.values_t);
 }
@@ -111,9 +112,9 @@ void query_grad(const Attention& a, const AttentionGrad& grad, const RowJob& job
   memset(sum.q, 0, rows * padded * sizeof(float));
   for (int64_t first = 0; first < positions; first += kTile) {
     const int64_t keys = smaller(kTile, positions - first);
-    find_keys(a, job.sequence, g, first, keys, (const S**)tile.k, (const S**)tile.v);
+    find_keys(a.layout, a.k, job.sequence, g, first, keys, (const S**)tile.k);
     load_rows((const S**)tile.k, keys, E, padded, 1.f, tile.keys);
-    accumulate({sum.dp + first, stride, 1}, rows, tile.keys, padded, sum.q, [&](int64_t) { return keys; });
+    accumulate({sum.dp + first, stride, 1}, rows, Dense{tile.keys, padded}, padded, sum.q, [&](int64_t) { return keys; });
   }
   for (int64_t r = 0; r < rows; ++r) {
     S* out = (S*)grad.grad_q.data + (job.first_row + r / R) * grad.grad_q.row + (g * R + r % R) * grad.grad_q.head;
@@ -130,7 +131,7 @@ struct KeySums {
 RZERO_INLINE void add_product(Coefficients c, int64_t keys, const float* values, int64_t rows, int64_t padded, float* part,
                               float* sum) {
   memset(part, 0, keys * padded * sizeof(float));
-  accumulate(c, keys, values, padded, part, [&](int64_t) { return rows; });
+  accumulate(c, keys, Dense{values, padded}, padded, part, [&](int64_t) { return rows; });
   for (int64_t i = 0; i < keys * padded; i += kWidth) store(sum + i, load(sum + i) + load(part + i));
 }
 

@@ -79,83 +79,142 @@ struct Coefficients {
   int64_t row, step;
 };
 
-// out[r][e] += sum over n of p[r][n] * values[n][e], n from 0 up, for ROWS rows and VECS vectors of elements.
-template <int ROWS, int VECS>
-RZERO_INLINE void accumulate_block(Coefficients c, const float* values, int64_t count, int64_t padded, float* out) {
+// Where the values of position n lie: in a padded tile, or wherever their page has them.
+struct Dense {
+  const float* first;
+  int64_t stride;
+  RZERO_INLINE const float* operator()(int64_t n) const { return first + n * stride; }
+  RZERO_INLINE Dense from(int64_t n) const { return {first + n * stride, stride}; }
+};
+
+struct Scattered {
+  const float* const* rows;
+  RZERO_INLINE const float* operator()(int64_t n) const { return rows[n]; }
+  RZERO_INLINE Scattered from(int64_t n) const { return {rows + n}; }
+};
+
+// out[r][e] += sum over n of p[r][n] * values(n)[e], n from 0 up, for ROWS rows and VECS vectors of elements.
+template <int ROWS, int VECS, class Values>
+RZERO_INLINE void accumulate_block(Coefficients c, const Values& values, int64_t e, int64_t count, int64_t padded,
+                                   float* out) {
   Vec acc[ROWS][VECS];
   for (int r = 0; r < ROWS; ++r)
-    for (int i = 0; i < VECS; ++i) acc[r][i] = load(out + r * padded + i * kWidth);
+    for (int i = 0; i < VECS; ++i) acc[r][i] = load(out + r * padded + e + i * kWidth);
   for (int64_t n = 0; n < count; ++n) {
+    const float* row = values(n) + e;
     Vec v[VECS];
-    for (int i = 0; i < VECS; ++i) v[i] = load(values + n * padded + i * kWidth);
+    for (int i = 0; i < VECS; ++i) v[i] = load(row + i * kWidth);
     for (int r = 0; r < ROWS; ++r)
       for (int i = 0; i < VECS; ++i) acc[r][i] = fma(splat(c.p[r * c.row + n * c.step]), v[i], acc[r][i]);
   }
   for (int r = 0; r < ROWS; ++r)
-    for (int i = 0; i < VECS; ++i) store(out + r * padded + i * kWidth, acc[r][i]);
+    for (int i = 0; i < VECS; ++i) store(out + r * padded + e + i * kWidth, acc[r][i]);
 }
 
-template <int ROWS>
-RZERO_INLINE void accumulate_rows(Coefficients c, const float* values, int64_t count, int64_t padded, float* out) {
-  constexpr int kMost = ROWS == 4 && kWidth < 16 ? 2 : 4;
+template <int ROWS, class Values>
+RZERO_INLINE void accumulate_rows(Coefficients c, const Values& values, int64_t count, int64_t padded, float* out) {
+  constexpr int kMost = ROWS == 4 && kWidth < 16 ? 2 : 4;  // what fits the registers
   int64_t e = 0;
   for (; e + kMost * kWidth <= padded; e += kMost * kWidth)
-    accumulate_block<ROWS, kMost>(c, values + e, count, padded, out + e);
-  for (; e < padded; e += kWidth) accumulate_block<ROWS, 1>(c, values + e, count, padded, out + e);
+    accumulate_block<ROWS, kMost>(c, values, e, count, padded, out);
+  for (; e < padded; e += kWidth) accumulate_block<ROWS, 1>(c, values, e, count, padded, out);
+}
+
+// ROWS rows from r on: together as far as all of them go, then each on its own.
+template <int ROWS, class Values, class Count>
+RZERO_INLINE void accumulate_some(Coefficients c, int64_t r, const Values& values, int64_t padded, float* out,
+                                  const Count& count) {
+  int64_t shared = count(r);
+  for (int i = 1; i < ROWS; ++i) shared = smaller(shared, count(r + i));
+  accumulate_rows<ROWS>({c.p + r * c.row, c.row, c.step}, values, shared, padded, out + r * padded);
+  for (int64_t i = r; i < r + ROWS; ++i)
+    if (count(i) > shared)
+      accumulate_rows<1>({c.p + i * c.row + shared * c.step, c.row, c.step}, values.from(shared), count(i) - shared,
+                         padded, out + i * padded);
 }
 
 // Row r of `out` sums over its first count(r) positions. A row never touches a later position, not even with weight 0:
 // that one may hold anything.
-template <class Count>
-RZERO_INLINE void accumulate(Coefficients c, int64_t rows, const float* values, int64_t padded, float* out,
+template <class Values, class Count>
+RZERO_INLINE void accumulate(Coefficients c, int64_t rows, const Values& values, int64_t padded, float* out,
                              const Count& count) {
   int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    int64_t shared = count(r);
-    for (int i = 1; i < 4; ++i) shared = smaller(shared, count(r + i));
-    accumulate_rows<4>({c.p + r * c.row, c.row, c.step}, values, shared, padded, out + r * padded);
-    for (int64_t i = r; i < r + 4; ++i)
-      if (count(i) > shared)
-        accumulate_rows<1>({c.p + i * c.row + shared * c.step, c.row, c.step}, values + shared * padded,
-                           count(i) - shared, padded, out + i * padded);
-  }
-  for (; r < rows; ++r)
-    accumulate_rows<1>({c.p + r * c.row, c.row, c.step}, values, count(r), padded, out + r * padded);
+  for (; r + 4 <= rows; r += 4) accumulate_some<4>(c, r, values, padded, out, count);
+  for (; r + 2 <= rows; r += 2) accumulate_some<2>(c, r, values, padded, out, count);
+  if (r < rows) accumulate_some<1>(c, r, values, padded, out, count);
 }
 
-RZERO_INLINE Vec4 load4(const float* p) {
-  Vec4 v;
+// Square blocks of 4 or 8 elements are transposed in registers, by the widest vectors that interleave cheaply.
+#if defined(__AVX2__)
+constexpr int kBlock = 8;
+#else
+constexpr int kBlock = 4;
+#endif
+typedef float Row __attribute__((vector_size(4 * kBlock)));
+typedef int32_t Pick __attribute__((vector_size(4 * kBlock)));
+
+RZERO_INLINE Row load_block_row(const float* p) {
+  Row v;
   memcpy(&v, p, sizeof v);
   return v;
 }
 
-RZERO_INLINE Vec4 load4(const bf16* p) {
-  typedef uint16_t Half4 __attribute__((vector_size(8)));
-  typedef uint32_t Bits4 __attribute__((vector_size(16)));
-  Half4 h;
+RZERO_INLINE Row load_block_row(const bf16* p) {
+  typedef uint16_t Half __attribute__((vector_size(2 * kBlock)));
+  typedef uint32_t Bits __attribute__((vector_size(4 * kBlock)));
+  Half h;
   memcpy(&h, p, sizeof h);
-  return (Vec4)(__builtin_convertvector(h, Bits4) << 16);
+  return (Row)(__builtin_convertvector(h, Bits) << 16);
 }
 
-// out[e][j] = rows[j][e] for `count` rows; the columns up to the next multiple of 4 repeat the last row.
+#if defined(__AVX2__)
+RZERO_INLINE void transpose(Row r[8]) {
+  const Pick low{0, 8, 1, 9, 4, 12, 5, 13}, high{2, 10, 3, 11, 6, 14, 7, 15};
+  const Pick low_pairs{0, 1, 8, 9, 4, 5, 12, 13}, high_pairs{2, 3, 10, 11, 6, 7, 14, 15};
+  const Pick low_half{0, 1, 2, 3, 8, 9, 10, 11}, high_half{4, 5, 6, 7, 12, 13, 14, 15};
+  Row a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = __builtin_shuffle(r[i], r[i + 1], low);
+    a[i + 1] = __builtin_shuffle(r[i], r[i + 1], high);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      b[i + 2 * k] = __builtin_shuffle(a[i + k], a[i + k + 2], low_pairs);
+      b[i + 2 * k + 1] = __builtin_shuffle(a[i + k], a[i + k + 2], high_pairs);
+    }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = __builtin_shuffle(b[i], b[i + 4], low_half);
+    r[i + 4] = __builtin_shuffle(b[i], b[i + 4], high_half);
+  }
+}
+#else
+RZERO_INLINE void transpose(Row r[4]) {
+  const Row ab_low = __builtin_shuffle(r[0], r[1], Pick{0, 4, 1, 5});
+  const Row ab_high = __builtin_shuffle(r[0], r[1], Pick{2, 6, 3, 7});
+  const Row cd_low = __builtin_shuffle(r[2], r[3], Pick{0, 4, 1, 5});
+  const Row cd_high = __builtin_shuffle(r[2], r[3], Pick{2, 6, 3, 7});
+  r[0] = __builtin_shuffle(ab_low, cd_low, Pick{0, 1, 4, 5});
+  r[1] = __builtin_shuffle(ab_low, cd_low, Pick{2, 3, 6, 7});
+  r[2] = __builtin_shuffle(ab_high, cd_high, Pick{0, 1, 4, 5});
+  r[3] = __builtin_shuffle(ab_high, cd_high, Pick{2, 3, 6, 7});
+}
+#endif
+
+// out[e][j] = rows[j][e] for `count` rows; the columns up to the next multiple of kBlock repeat the last row.
 template <class S>
 inline void load_transposed(const S* const* rows, int64_t count, int64_t E, float* out) {
-  typedef int32_t Pick __attribute__((vector_size(16)));
-  for (int64_t j = 0; j < count; j += 4) {
-    const S* row[4];
-    for (int i = 0; i < 4; ++i) row[i] = rows[smaller(j + i, count - 1)];
+  for (int64_t j = 0; j < count; j += kBlock) {
+    const S* row[kBlock];
+    for (int i = 0; i < kBlock; ++i) row[i] = rows[smaller(j + i, count - 1)];
     int64_t e = 0;
-    for (; e + 4 <= E; e += 4) {
-      const Vec4 a = load4(row[0] + e), b = load4(row[1] + e), c = load4(row[2] + e), d = load4(row[3] + e);
-      const Vec4 ab_low = __builtin_shuffle(a, b, Pick{0, 4, 1, 5}), ab_high = __builtin_shuffle(a, b, Pick{2, 6, 3, 7});
-      const Vec4 cd_low = __builtin_shuffle(c, d, Pick{0, 4, 1, 5}), cd_high = __builtin_shuffle(c, d, Pick{2, 6, 3, 7});
-      const Vec4 column[4] = {
-          __builtin_shuffle(ab_low, cd_low, Pick{0, 1, 4, 5}), __builtin_shuffle(ab_low, cd_low, Pick{2, 3, 6, 7}),
-          __builtin_shuffle(ab_high, cd_high, Pick{0, 1, 4, 5}), __builtin_shuffle(ab_high, cd_high, Pick{2, 3, 6, 7})};
-      for (int i = 0; i < 4; ++i) memcpy(out + (e + i) * kTile + j, &column[i], sizeof column[i]);
+    for (; e + kBlock <= E; e += kBlock) {
+      Row block[kBlock];
+      for (int i = 0; i < kBlock; ++i) block[i] = load_block_row(row[i] + e);
+      transpose(block);
+      for (int i = 0; i < kBlock; ++i) memcpy(out + (e + i) * kTile + j, &block[i], sizeof block[i]);
     }
     for (; e < E; ++e)
-      for (int i = 0; i < 4; ++i) out[e * kTile + j + i] = to_float(row[i][e]);
+      for (int i = 0; i < kBlock; ++i) out[e * kTile + j + i] = to_float(row[i][e]);
   }
 }
 
@@ -166,26 +225,28 @@ inline void load_rows(const S* const* rows, int64_t count, int64_t E, int64_t pa
     for (int64_t e = 0; e < E; e += kWidth) store(out + j * padded + e, load(rows[j] + e, E - e) * splat(scale));
 }
 
-// Addresses of the keys and values at `count` positions of a sequence from `first` on, for one key head.
+// Addresses of the keys (or values) at `count` positions of a sequence from `first` on, for one key head.
 template <class S>
-inline void find_keys(const Attention& a, int64_t sequence, int64_t g, int64_t first, int64_t count, const S** k,
-                      const S** v) {
-  const Layout& at = a.layout;
-  const S* k_head = (const S*)a.k.data + g * a.k.head;
-  const S* v_head = (const S*)a.v.data + g * a.v.head;
-  for (int64_t j = 0; j < count; ++j) {
-    const int64_t position = first + j;
-    int64_t outer, inner = 0;
-    if (at.page_table != nullptr) {
-      outer = at.page_table[sequence * at.table_stride + position / at.page_size];
-      inner = position % at.page_size;
-    } else {
-      const int64_t own = position - at.prefix_length[sequence];
-      outer = own < 0 ? at.prefix_start[sequence] + position : at.start[sequence] + own;
+inline void find_keys(const Layout& at, const KeyRows& x, int64_t sequence, int64_t g, int64_t first, int64_t count,
+                      const S** out) {
+  const S* head = (const S*)x.data + g * x.head;
+  const auto run = [&](const S* row, int64_t n, int64_t stride) {
+    for (int64_t i = 0; i < n; ++i) *out++ = row + i * stride;
+  };
+  const int64_t last = first + count;
+  if (at.page_table != nullptr) {
+    const int32_t* pages = at.page_table + sequence * at.table_stride;
+    for (int64_t position = first; position < last;) {
+      const int64_t slot = position % at.page_size, n = smaller(at.page_size - slot, last - position);
+      run(head + pages[position / at.page_size] * x.outer + slot * x.inner, n, x.inner);
+      position += n;
     }
-    k[j] = k_head + outer * a.k.outer + inner * a.k.inner;
-    v[j] = v_head + outer * a.v.outer + inner * a.v.inner;
+    return;
   }
+  const int64_t prefix = at.prefix_length[sequence], shared = smaller(prefix, last) - first;
+  if (shared > 0) run(head + (at.prefix_start[sequence] + first) * x.outer, shared, x.outer);
+  const int64_t own = first > prefix ? first - prefix : 0;
+  if (last > prefix) run(head + (at.start[sequence] + own) * x.outer, last - prefix - own, x.outer);
 }
 
 // Addresses of the query rows of a job: token after token, the query heads of key head g within each.
