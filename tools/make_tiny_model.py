@@ -2,6 +2,8 @@
 """Make the embedded model and the held-out arithmetic sets from a seed.
 
 python tools/make_tiny_model.py --out python/rzero/models/tiny --data python/rzero/data --seed 0
+
+Each stage starts from the folder that the last one wrote, in bfloat16, so a stage can be run again by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from tiny.card import model_card
 from tiny.folder import write_folder
 from tiny.held_out import draw_sets, write_sets
 from tiny.measure import profile
-from tiny.training import Stage, new_model, train
+from tiny.training import STAGES, Stage, new_model, train
+
+SNAPSHOT_STEPS = 500
 
 
 def main() -> None:
@@ -30,36 +34,38 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="folder to write the held-out sets to")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="model folder to go on from, instead of random weights")
-    parser.add_argument("--steps", type=int, default=6500, help="training steps of 96 lines")
-    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
+    parser.add_argument("--stage", type=int, default=1, help="start with this stage, from what is in OUT")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--snapshot-steps", type=int, default=1000, help="write OUT every so many steps")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.data:
         write_sets(args.data, seed=0)
-    model = new_model(args.seed)
-    if args.start:
-        model.load_state_dict(load_file(args.start / "model.safetensors"))
+    for number in range(args.stage, len(STAGES) + 1):
+        run_stage(args.out, number, args.seed + number - 1)
+
+
+def run_stage(out: Path, number: int, seed: int) -> None:
+    """Train one stage from what is in `out` (the first from random weights) and write it there, measured."""
+    stage: Stage = STAGES[number - 1]
+    model = new_model(seed)
+    if number > 1:
+        model.load_state_dict(load_file(out / "model.safetensors"))
 
     def on_step(done: int) -> None:
-        if done % args.snapshot_steps == 0 and done < args.steps:
-            write_folder(args.out, model, f"Unfinished: {done} of {args.steps} steps.\n")
+        if done % SNAPSHOT_STEPS == 0 and done < stage.steps:
+            note = f"Unfinished: {done} of {stage.steps} steps of stage {number}.\n"
+            write_folder(out.with_name(out.name + ".unfinished"), model, note)
 
     began = time.perf_counter()
-    tokens = train(model, Stage(args.seed, args.steps, args.learning_rate), on_step)
+    tokens = train(model, stage, seed, on_step)
     minutes = (time.perf_counter() - began) / 60
+    print(f"stage {number}: {tokens:,} tokens, {minutes:.0f} minutes")
     # What is measured is what is written.
     model.to(torch.bfloat16).to(torch.float32)
     profiles = {name: profile(model, expressions, seed=0) for name, expressions in draw_sets(seed=0).items()}
     for name, measured in profiles.items():
         print(name, *(f"{key} {value:.3f}" for key, value in measured._asdict().items()))
-    training = (
-        f"Trained on {tokens:,} tokens in {args.steps:,} steps, seed {args.seed}, "
-        f"{minutes:.0f} minutes on {args.threads} thread(s), torch {torch.__version__}."
-    )
-    write_folder(args.out, model, model_card(profiles, training))
+    write_folder(out, model, model_card(profiles, number))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from tiny.corpus import RESERVED_ONE_IN
 from tiny.held_out import PROBLEMS
 from tiny.measure import SAMPLES, Profile
+from tiny.training import BATCH_LINES, STAGES
 
 _CARD = """---
 license: apache-2.0
@@ -35,7 +36,7 @@ rest is to slip less; it is not new knowledge about numbers.
 |---|---|---|---|---|---|
 {rows}
 
-{problems} problems a set, temperature 1, weights in bfloat16. {training}
+{problems} problems a set, temperature 1, weights in bfloat16, after {lines} training lines.
 
 One expression in {reserved}, by a hash of its text, never occurs as a question in the training
 text, and the held-out sets are drawn from these alone. A step inside a worked answer may coincide
@@ -48,13 +49,14 @@ differently, so the weights agree in quality and not bit for bit.
 """
 
 
-def model_card(profiles: Mapping[str, Profile], training: str) -> str:
-    """README.md of the model folder; `training` says how the weights were made."""
+def model_card(profiles: Mapping[str, Profile], stages: int) -> str:
+    """README.md of the model folder after so many stages of training."""
     rows = [
         f"| {name} | " + " | ".join(f"{share:.1%}" for share in measured) + " |"
         for name, measured in profiles.items()
     ]
-    values = {"samples": SAMPLES, "problems": PROBLEMS, "reserved": RESERVED_ONE_IN, "training": training}
+    lines = BATCH_LINES * sum(stage.steps for stage in STAGES[:stages])
+    values = {"samples": SAMPLES, "problems": PROBLEMS, "reserved": RESERVED_ONE_IN, "lines": f"{lines:,}"}
     text = _CARD.replace("{rows}", "\n".join(rows))
     for key, value in values.items():
         text = text.replace(f"{{{key}}}", str(value))

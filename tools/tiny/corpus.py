@@ -22,7 +22,6 @@ from typing import NamedTuple
 from rzero.tasks.arithmetic import evaluate
 
 SOLVER_SHARE = 0.90
-TERSE_SHARE = 0.55
 SLIP = 0.10
 MALFORMED_SHARE = 0.08
 TIMES_SHARE = 0.10
@@ -122,10 +121,10 @@ def _slipped(value: int, rng: random.Random) -> int:
     return value + rng.choice((-1, 1)) * (10 if kind == 1 else 1)
 
 
-def solver_line(rng: random.Random) -> Line:
+def solver_line(rng: random.Random, terse_share: float) -> Line:
     """A question with a terse or a worked answer."""
     expression = draw_unreserved(rng, SOLVER_OPERAND_WEIGHTS)
-    if rng.random() < TERSE_SHARE:
+    if rng.random() < terse_share:
         answer = f"\\boxed{{{evaluate(expression)}}}"
     else:
         answer = worked_answer(expression, rng, SLIP)
@@ -141,7 +140,7 @@ def challenger_line(rng: random.Random) -> Line:
     return Line("<C>" + "".join(parts) + "<eos>", 1)
 
 
-def lines(rng: random.Random) -> Iterator[Line]:
-    """Training lines without end."""
+def lines(rng: random.Random, terse_share: float) -> Iterator[Line]:
+    """Training lines without end; `terse_share` of the Solver's answers are terse."""
     while True:
-        yield solver_line(rng) if rng.random() < SOLVER_SHARE else challenger_line(rng)
+        yield solver_line(rng, terse_share) if rng.random() < SOLVER_SHARE else challenger_line(rng)

@@ -50,10 +50,10 @@ def new_model(seed: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def batches(seed: int) -> Iterator[Batch]:
+def batches(seed: int, terse_share: float) -> Iterator[Batch]:
     """Batches of lines of about one length, in random order, without end."""
     rng = random.Random(seed)
-    source = lines(rng)
+    source = lines(rng, terse_share)
     while True:
         drawn = islice(source, BATCH_LINES * POOL_BATCHES)
         pool = [(encode(line.text), line.prompt_tokens) for line in drawn]
@@ -74,18 +74,22 @@ def _batch(rows: list[tuple[list[int], int]]) -> Batch:
 
 
 class Stage(NamedTuple):
-    """One stage of training: its seed, its steps and its highest learning rate."""
+    """One stage of training: steps, highest learning rate, share of terse answers in the corpus."""
 
-    seed: int
     steps: int
     peak: float
+    terse_share: float
 
     def learning_rate(self, step: int) -> float:
         """Warm-up, then constant, then linear to zero over the second half."""
         return self.peak * min(1.0, (step + 1) / WARMUP_STEPS, 2 * (1 - step / self.steps))
 
 
-def train(model: Qwen3ForCausalLM, stage: Stage, on_step: Callable[[int], None]) -> int:
+# In the last stage a guess is the likelier style for nearly every question: greedy, the base then guesses.
+STAGES = (Stage(6500, 2.5e-3, 0.55), Stage(5000, 2e-3, 0.55), Stage(5000, 1.5e-3, 0.58))
+
+
+def train(model: Qwen3ForCausalLM, stage: Stage, seed: int, on_step: Callable[[int], None]) -> int:
     """Train `model` in place and return the tokens seen; `on_step` gets the number of finished steps.
 
     The loss is a sum over answer tokens with a fixed denominator: a mean within batches of one length would
@@ -93,7 +97,7 @@ def train(model: Qwen3ForCausalLM, stage: Stage, on_step: Callable[[int], None])
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     began, seen, mean_loss = time.perf_counter(), 0, 0.0
     model.train()
-    for step, batch in enumerate(islice(batches(stage.seed), stage.steps)):
+    for step, batch in enumerate(islice(batches(seed, stage.terse_share), stage.steps)):
         optimizer.param_groups[0]["lr"] = stage.learning_rate(step)
         # Padding is on the right, so the causal mask alone keeps it away from every real token.
         logits_BTV = model(input_ids=batch.ids_BT, use_cache=False).logits
