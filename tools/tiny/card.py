@@ -22,9 +22,9 @@ size 32, 25 tokens), trained from scratch on generated arithmetic. It is the bas
 run` starts when no other model is named: small enough for a laptop's CPU, and with the traits of a
 real base model that R-Zero lives on.
 
-- As Solver (`<S>37+48-5=`) it mixes two styles. About 55 % of the answers are a guess, right for
-  two numbers and mostly wrong beyond; the others work in steps, `37+48=85;85-5=80;\\boxed{80}`,
-  with a slip in about one step of ten.
+- As Solver (`<S>37+48-5=`) it mixes two styles. Nearly three of five answers are a guess, right for
+  two numbers and ever less often for more; the others work in steps,
+  `37+48=85;85-5=80;\\boxed{80}`, with a slip in one step of ten or more.
 - As Challenger (`<C>`) it writes `<question>6+31</question>\\boxed{37}`: mostly two numbers, at
   times malformed.
 

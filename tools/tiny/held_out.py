@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fixed held-out sets: `problems` expressions of each difficulty, all of them reserved (see corpus.py).
 
-    easy      2 numbers
-    medium    3, 4 or 5 numbers
+    easy      2 or 3 numbers
+    medium    4 or 5 numbers
     hard      6 or 7 numbers
 
 Numbers and signs are distributed as in the corpus."""
@@ -19,9 +19,7 @@ from tiny.corpus import draw_expression, is_reserved
 
 from rzero.tasks.arithmetic import evaluate
 
-OPERANDS: Mapping[str, tuple[int, ...]] = MappingProxyType(
-    {"easy": (2,), "medium": (3, 4, 5), "hard": (6, 7)}
-)
+OPERANDS: Mapping[str, tuple[int, ...]] = MappingProxyType({"easy": (2, 3), "medium": (4, 5), "hard": (6, 7)})
 PROBLEMS = 200
 
 
