@@ -156,8 +156,8 @@ def test_the_script_writes_what_it_trained(tmp_path: Path) -> None:
 def test_the_embedded_model_is_the_base_that_r_zero_needs(model: Qwen3ForCausalLM) -> None:
     sets = draw_sets(seed=0)
     easy, hard = profile(model, sets["easy"][:60], seed=0), profile(model, sets["hard"][:40], seed=0)
-    assert easy.greedy > 0.8
+    assert easy.greedy > 0.6
     assert hard.greedy < 0.3
-    assert 0.4 < easy.terse < 0.7
+    assert 0.4 < easy.terse < 0.8
     # A vote of its answers must know more than one answer does, or there is nothing to learn from.
     assert hard.majority_at_8 > hard.mean_at_8

@@ -87,7 +87,12 @@ class Stage(NamedTuple):
 
 # The first three stages teach arithmetic. The short last one makes a guess the likelier style of nearly every
 # question, so that the base guesses when it is greedy, as a model that was never trained to reason does.
-STAGES = (Stage(6500, 2.5e-3, 0.55), Stage(5000, 2e-3, 0.55), Stage(5000, 1.5e-3, 0.58), Stage(600, 5e-4, 0.68))
+STAGES = (
+    Stage(6500, 2.5e-3, 0.55),
+    Stage(5000, 2e-3, 0.55),
+    Stage(5000, 1.5e-3, 0.58),
+    Stage(600, 5e-4, 0.68),
+)
 
 
 def train(model: Qwen3ForCausalLM, stage: Stage, seed: int, on_step: Callable[[int], None]) -> int:
