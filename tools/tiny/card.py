@@ -22,7 +22,7 @@ size 32, 25 tokens), trained from scratch on generated arithmetic. It is the bas
 run` starts when no other model is named: small enough for a laptop's CPU, and with the traits of a
 real base model that R-Zero lives on.
 
-- As Solver (`<S>37+48-5=`) it mixes two styles. Nearly three of five answers are a guess, right for
+- As Solver (`<S>37+48-5=`) it mixes two styles. Well over half of the answers are a guess, right for
   two numbers and ever less often for more; the others work in steps,
   `37+48=85;85-5=80;\\boxed{80}`, with a slip in one step of ten or more.
 - As Challenger (`<C>`) it writes `<question>6+31</question>\\boxed{37}`: mostly two numbers, at
