@@ -40,7 +40,7 @@ unit: $(VENV)/.dev
 
 # The tests that need the real language models; MODELS is the folder that holds them.
 test-models: $(VENV)/.dev
-	$(BIN)/python -m pytest -m models --models-dir "$(MODELS)"
+	$(BIN)/python -m pytest -m models --models-dir="$(MODELS)"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

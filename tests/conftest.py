@@ -12,7 +12,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--models-dir") is None:
-        skip = pytest.mark.skip(reason="needs the real language models: pytest --models-dir DIR")
+        skip = pytest.mark.skip(reason="needs the real language models: pytest --models-dir=DIR")
         for item in items:
             if item.get_closest_marker("models"):
                 item.add_marker(skip)
