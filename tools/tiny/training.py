@@ -85,8 +85,8 @@ class Stage(NamedTuple):
         return self.peak * min(1.0, (step + 1) / WARMUP_STEPS, 2 * (1 - step / self.steps))
 
 
-# The share of guesses rises last, so that the base guesses more often than not when it is greedy. It must not rise
-# much further: at 0.68 guesses win the votes, and R-Zero trains the base to guess (docs/notebook.md).
+# The share of guesses rises last, so that the base guesses more often than not when it is greedy. It must not
+# rise much further: at 0.68 guesses win the votes, and R-Zero trains the base to guess (docs/notebook.md).
 STAGES = (Stage(6500, 2.5e-3, 0.55), Stage(5000, 2e-3, 0.55), Stage(5000, 1.5e-3, 0.58))
 
 
