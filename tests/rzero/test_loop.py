@@ -149,7 +149,7 @@ def test_no_held_out_question_reaches_training(tmp_path: Path, monkeypatch: pyte
 
 def test_an_empty_pool_ends_the_run_with_a_reason(tmp_path: Path) -> None:
     observer = Keep()
-    impossible = small("pool.candidates=2", "pool.votes=40", "pool.keep_low=40", "pool.keep_high=40")
+    impossible = small("pool.candidates=2", "pool.votes=40", "pool.keep_low=1", "pool.keep_high=1")
     loop.run(impossible, tmp_path / "run", observer)
     assert [step["phase"] for step in observer.steps][-1] == "pool"
     [message] = observer.messages
