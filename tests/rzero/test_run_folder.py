@@ -112,7 +112,9 @@ def test_when_both_states_are_damaged_nothing_is_touched(folder: RunFolder) -> N
 def test_a_run_with_other_settings_is_refused_by_name(folder: RunFolder) -> None:
     folder.close()
     RunFolder.open(folder.path, load_config("tiny", overrides=["checkpoint_every=3"])).close()
-    with pytest.raises(InputError, match=rf"seed: 1 there, 2 now; solver\.steps: {CONFIG.solver.steps} there, 3 now"):
+    with pytest.raises(
+        InputError, match=rf"seed: 1 there, 2 now; solver\.steps: {CONFIG.solver.steps} there, 3 now"
+    ):
         RunFolder.open(folder.path, load_config("tiny", overrides=["solver.steps=3", "seed=2"]))
 
 
