@@ -8,6 +8,7 @@ import or per call.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,11 +20,22 @@ AUTO = "auto"
 @dataclass(frozen=True, slots=True)
 class Impl:
     """One implementation of an op: `why_not(device)` is None where it can run, else the reason in a few
-    words."""
+    words.
+
+    `function` may be a name, "rzero.kernels.rmsnorm_triton:rmsnorm_triton", that is imported when the
+    implementation is chosen: whoever runs on a CPU never imports triton.
+    """
 
     backend: str
-    function: Callable[..., Any]
+    function: Callable[..., Any] | str
     why_not: Callable[[torch.device], str | None]
+
+    def load(self) -> Callable[..., Any]:
+        if not isinstance(self.function, str):
+            return self.function
+        module, _, name = self.function.partition(":")
+        function: Callable[..., Any] = getattr(import_module(module), name)
+        return function
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +79,7 @@ def choose(op: Op, device: torch.device, wanted: str) -> tuple[Callable[..., Any
             continue
         reason = impl.why_not(device)
         if reason is None:
-            return impl.function, Choice(op.name, impl.backend, tuple(reasons))
+            return impl.load(), Choice(op.name, impl.backend, tuple(reasons))
         if wanted == impl.backend:
             raise ValueError(f"kernels: {op.name} cannot use {wanted!r} on {device}: {reason}")
         reasons.append(f"{impl.backend}: {reason}")

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door to the GPU kernels: can they run on this device, and are these tensors what they take.
+
+Triton kernels live in `<op>_triton.py` beside the op's file, CUDA sources in `csrc/<op>.cu`. Their launchers
+take tensors of any one device, so that the same code runs under Triton's interpreter on a CPU.
+"""
+
+from importlib.util import find_spec
+
+import torch
+
+from rzero.kernels.native import reject
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def triton_why_not(device: torch.device) -> str | None:
+    """Why the Triton kernels cannot run on `device`, or None."""
+    if device.type != "cuda":
+        return f"runs on a GPU, not on {device.type}"
+    return None if find_spec("triton") else "triton is not installed"
+
+
+def check_float(op: str, name: str, tensor: torch.Tensor, ndim: int) -> None:
+    """Refuses a tensor that is not of a float type with `ndim` axes, the last one dense."""
+    if tensor.dtype not in FLOATS or tensor.ndim != ndim or (tensor.numel() and tensor.stride(-1) != 1):
+        kinds = "float32, bfloat16 or float16"
+        reject(op, name, tensor, f"a {ndim}-dimensional {kinds} tensor with a last stride of 1")
+
+
+def check_like(
+    op: str, name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """Refuses a tensor that is not of this type and shape, on this device, with a dense last axis."""
+    dense = tensor.ndim == 0 or tensor.numel() == 0 or tensor.stride(-1) == 1
+    if tensor.dtype is not dtype or tensor.shape != shape or tensor.device != device or not dense:
+        reject(op, name, tensor, f"a {dtype} tensor of shape {list(shape)} on {device}, last stride 1")
