@@ -47,14 +47,13 @@ void update(int64_t n, P* param, const G* grad, float* exp_avg, float* exp_avg_s
 // how: grad_scale, 1 - lr * weight_decay, 1 - beta1, beta2, 1 - beta2, step size, sqrt(1 - beta2^step), eps
 void adamw(int param_code, int grad_code, int64_t n, void* param, const void* grad, float* exp_avg, float* exp_avg_sq,
            float* master, const float* how) {
-  if (param_code == 0 && grad_code == 0)
-    update(n, (float*)param, (const float*)grad, exp_avg, exp_avg_sq, master, how);
-  else if (param_code == 0)
-    update(n, (float*)param, (const bf16*)grad, exp_avg, exp_avg_sq, master, how);
-  else if (grad_code == 0)
-    update(n, (bf16*)param, (const float*)grad, exp_avg, exp_avg_sq, master, how);
-  else
-    update(n, (bf16*)param, (const bf16*)grad, exp_avg, exp_avg_sq, master, how);
+  by_type(param_code, [&](auto zero) {
+    using P = decltype(zero);
+    if (grad_code == 0)
+      update(n, (P*)param, (const float*)grad, exp_avg, exp_avg_sq, master, how);
+    else
+      update(n, (P*)param, (const P*)grad, exp_avg, exp_avg_sq, master, how);
+  });
 }
 
 }  // namespace RZERO_ISA

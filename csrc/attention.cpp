@@ -9,7 +9,10 @@ namespace RZERO_ISA {
 namespace {
 
 RZERO_INLINE constexpr bool is_float(const float**) { return true; }
-RZERO_INLINE constexpr bool is_float(const bf16**) { return false; }
+template <class S>
+RZERO_INLINE constexpr bool is_float(const S**) {
+  return false;
+}
 
 struct Scratch {
   float *q, *keys, *values, *scores, *out, *normal;
@@ -94,12 +97,8 @@ void attention_forward(const Attention* problem) {
                    {&s.normal, 2 * rows}});
     s.queries = (const void**)malloc(rows * sizeof(void*));
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < a.job_count * a.G; ++i) {
-      if (a.code == 0)
-        attend<float>(a, a.jobs[i / a.G], i % a.G, s);
-      else
-        attend<bf16>(a, a.jobs[i / a.G], i % a.G, s);
-    }
+    for (int64_t i = 0; i < a.job_count * a.G; ++i)
+      by_type(a.code, [&](auto zero) { attend<decltype(zero)>(a, a.jobs[i / a.G], i % a.G, s); });
     free(s.queries);
   }
 }

@@ -43,7 +43,7 @@ struct KeyJob {
 };
 
 struct Attention {
-  int code;  // 0 float32, 1 bfloat16
+  int code;  // of the type, see by_type
   int64_t H, G, E;
   float scale;
   HeadRows q;

@@ -213,8 +213,7 @@ void backward(const Attention& a, const AttentionGrad& grad) {
 }  // namespace
 
 void attention_backward(const Attention* problem, const AttentionGrad* grad) {
-  auto* run = problem->code == 0 ? backward<float> : backward<bf16>;
-  run(*problem, *grad);
+  by_type(problem->code, [&](auto zero) { backward<decltype(zero)>(*problem, *grad); });
 }
 
 }  // namespace RZERO_ISA

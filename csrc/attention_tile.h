@@ -167,6 +167,14 @@ RZERO_INLINE Row load_block_row(const bf16* p) {
   return (Row)(__builtin_convertvector(h, Bits) << 16);
 }
 
+RZERO_INLINE Row load_block_row(const fp16* p) {
+#if defined(__AVX2__)
+  return (Row)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  return load(p);  // here a block is as wide as a vector
+#endif
+}
+
 #if defined(__AVX2__)
 RZERO_INLINE void transpose(Row r[8]) {
   const Pick low{0, 8, 1, 9, 4, 12, 5, 13}, high{2, 10, 3, 11, 6, 14, 7, 15};

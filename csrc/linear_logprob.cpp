@@ -51,18 +51,16 @@ void backward(int64_t T, int64_t V, int64_t first, S* logits, const int64_t* tar
 
 void logprob_forward(int code, int64_t T, int64_t V, const void* logits, const int64_t* target, float temperature,
                      float* logp, float* entropy, float* top, double* mass) {
-  if (code == 0)
-    forward(T, V, (const float*)logits, target, temperature, logp, entropy, top, mass);
-  else
-    forward(T, V, (const bf16*)logits, target, temperature, logp, entropy, top, mass);
+  by_type(code, [&](auto zero) {
+    forward(T, V, (const decltype(zero)*)logits, target, temperature, logp, entropy, top, mass);
+  });
 }
 
 void logprob_backward(int code, int64_t T, int64_t V, int64_t first, void* logits, const int64_t* target,
                       float temperature, const float* top, const double* mass, const float* grad_logp) {
-  if (code == 0)
-    backward(T, V, first, (float*)logits, target, temperature, top, mass, grad_logp);
-  else
-    backward(T, V, first, (bf16*)logits, target, temperature, top, mass, grad_logp);
+  by_type(code, [&](auto zero) {
+    backward(T, V, first, (decltype(zero)*)logits, target, temperature, top, mass, grad_logp);
+  });
 }
 
 }  // namespace RZERO_ISA

@@ -92,25 +92,19 @@ void backward_weight(int64_t T, int64_t D, const S* x, int64_t x_stride, const f
 
 void rmsnorm_forward(int code, int64_t T, int64_t D, float eps, const void* x, int64_t x_stride, const void* residual,
                      int64_t residual_stride, const void* w, void* y, void* sum, float* rstd) {
-  if (code == 0)
-    forward<float>(T, D, eps, (const float*)x, x_stride, (const float*)residual, residual_stride, (const float*)w,
-                   (float*)y, (float*)sum, rstd);
-  else
-    forward<bf16>(T, D, eps, (const bf16*)x, x_stride, (const bf16*)residual, residual_stride, (const bf16*)w, (bf16*)y,
-                  (bf16*)sum, rstd);
-}
-
-template <class S>
-static void backward(int64_t T, int64_t D, const void* x, int64_t x_stride, const void* w, const float* rstd,
-                     const void* grad_y, const void* extra, void* grad_x, void* grad_w) {
-  backward_rows<S>(T, D, (const S*)x, x_stride, (const S*)w, rstd, (const S*)grad_y, (const S*)extra, (S*)grad_x);
-  if (grad_w != nullptr) backward_weight<S>(T, D, (const S*)x, x_stride, rstd, (const S*)grad_y, (S*)grad_w);
+  by_type(code, [&](auto zero) {
+    using S = decltype(zero);
+    forward<S>(T, D, eps, (const S*)x, x_stride, (const S*)residual, residual_stride, (const S*)w, (S*)y, (S*)sum, rstd);
+  });
 }
 
 void rmsnorm_backward(int code, int64_t T, int64_t D, const void* x, int64_t x_stride, const void* w, const float* rstd,
                       const void* grad_y, const void* extra, void* grad_x, void* grad_w) {
-  auto* run = code == 0 ? backward<float> : backward<bf16>;
-  run(T, D, x, x_stride, w, rstd, grad_y, extra, grad_x, grad_w);
+  by_type(code, [&](auto zero) {
+    using S = decltype(zero);
+    backward_rows<S>(T, D, (const S*)x, x_stride, (const S*)w, rstd, (const S*)grad_y, (const S*)extra, (S*)grad_x);
+    if (grad_w != nullptr) backward_weight<S>(T, D, (const S*)x, x_stride, rstd, (const S*)grad_y, (S*)grad_w);
+  });
 }
 
 }  // namespace RZERO_ISA

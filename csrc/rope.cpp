@@ -144,13 +144,11 @@ void backward(const Rope& r, const RopeGrad& grad) {
 }  // namespace
 
 void rope_forward(const Rope* rope) {
-  auto* run = rope->code == 0 ? forward<float> : forward<bf16>;
-  run(*rope);
+  by_type(rope->code, [&](auto zero) { forward<decltype(zero)>(*rope); });
 }
 
 void rope_backward(const Rope* rope, const RopeGrad* grad) {
-  auto* run = rope->code == 0 ? backward<float> : backward<bf16>;
-  run(*rope, *grad);
+  by_type(rope->code, [&](auto zero) { backward<decltype(zero)>(*rope, *grad); });
 }
 
 }  // namespace RZERO_ISA

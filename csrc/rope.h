@@ -7,7 +7,7 @@
 namespace rzero {
 
 struct Rope {
-  int code;  // 0 float32, 1 bfloat16
+  int code;  // of the type, see by_type
   int64_t T, H, G, E;
   float eps;
   const void* qkv;

@@ -222,12 +222,10 @@ void run(int64_t B, int64_t V, const S* logits, int64_t stride, const float* tem
 void sample(int code, int64_t B, int64_t V, const void* logits, int64_t stride, const float* temperature,
             const int32_t* top_k, const float* top_p, const float* min_p, const int64_t* key, const int64_t* position,
             int64_t* token, float* logp, float* full_logp, void* const* scratch) {
-  if (code == 0)
-    run(B, V, (const float*)logits, stride, temperature, top_k, top_p, min_p, key, position, token, logp, full_logp,
-        scratch);
-  else
-    run(B, V, (const bf16*)logits, stride, temperature, top_k, top_p, min_p, key, position, token, logp, full_logp,
-        scratch);
+  by_type(code, [&](auto zero) {
+    run(B, V, (const decltype(zero)*)logits, stride, temperature, top_k, top_p, min_p, key, position, token, logp,
+        full_logp, scratch);
+  });
 }
 
 }  // namespace RZERO_ISA

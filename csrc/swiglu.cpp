@@ -40,17 +40,17 @@ void backward(int64_t T, int64_t F, const S* x, int64_t stride, const S* grad_y,
 }  // namespace
 
 void swiglu_forward(int code, int64_t T, int64_t F, const void* x, int64_t stride, void* y) {
-  if (code == 0)
-    forward(T, F, (const float*)x, stride, (float*)y);
-  else
-    forward(T, F, (const bf16*)x, stride, (bf16*)y);
+  by_type(code, [&](auto zero) {
+    using S = decltype(zero);
+    forward(T, F, (const S*)x, stride, (S*)y);
+  });
 }
 
 void swiglu_backward(int code, int64_t T, int64_t F, const void* x, int64_t stride, const void* grad_y, void* grad_x) {
-  if (code == 0)
-    backward(T, F, (const float*)x, stride, (const float*)grad_y, (float*)grad_x);
-  else
-    backward(T, F, (const bf16*)x, stride, (const bf16*)grad_y, (bf16*)grad_x);
+  by_type(code, [&](auto zero) {
+    using S = decltype(zero);
+    backward(T, F, (const S*)x, stride, (const S*)grad_y, (S*)grad_x);
+  });
 }
 
 }  // namespace RZERO_ISA

@@ -38,6 +38,18 @@ struct bf16 {
   uint16_t bits;
 };
 
+struct fp16 {  // IEEE half precision
+  uint16_t bits;
+};
+
+// Calls f with a zero of the type that a code names: kernels/native.py, DTYPE_CODE.
+template <class F>
+RZERO_INLINE void by_type(int code, const F& f) {
+  if (code == 0) return f(float{});
+  if (code == 1) return f(bf16{});
+  f(fp16{});
+}
+
 RZERO_INLINE Vec splat(float x) { return x - Vec{}; }
 
 RZERO_INLINE Vec fma(Vec a, Vec b, Vec c) {
@@ -66,6 +78,23 @@ RZERO_INLINE Vec load(const bf16* p) {
   return (Vec)(__builtin_convertvector(h, BitVec) << 16);
 }
 
+RZERO_INLINE Vec load(const fp16* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p));  // the plain form warns in gcc 12
+#elif defined(__AVX2__)
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  HalfVec h;
+  memcpy(&h, p, sizeof h);
+  const BitVec wide = __builtin_convertvector(h, BitVec), exponent = wide & 0x7c00;
+  const BitVec scaled = ((wide & 0x7fff) << 13) + ((127u - 15u) << 23);
+  const Vec subnormal = (Vec)(scaled + (1u << 23)) - splat(0x1p-14f);  // the subtraction makes the digits a number
+  const BitVec special = scaled + ((128u - 16u) << 23), quiet = (wide & 0x3ff) != 0 ? special | 0x400000 : special;
+  const BitVec size = exponent == 0 ? (BitVec)subnormal : exponent == 0x7c00 ? quiet : scaled;
+  return (Vec)(size | ((wide & 0x8000) << 16));
+#endif
+}
+
 RZERO_INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
 
 RZERO_INLINE void store(bf16* p, Vec v) {  // to nearest, ties to even
@@ -74,6 +103,22 @@ RZERO_INLINE void store(bf16* p, Vec v) {  // to nearest, ties to even
   const BitVec quiet_nan = (bits >> 16) | 0x40;
   const HalfVec h = __builtin_convertvector(v == v ? rounded : quiet_nan, HalfVec);
   memcpy(p, &h, sizeof h);
+}
+
+RZERO_INLINE void store(fp16* p, Vec v) {  // to nearest, ties to even; a NaN keeps its first digits
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  const BitVec bits = (BitVec)v, size = bits & 0x7fffffff;
+  const BitVec normal = (size - ((127u - 15u) << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
+  const BitVec subnormal = (BitVec)((Vec)size + splat(0.5f)) - 0x3f000000;  // 0.5 has 2^-24 as its last digit
+  const BitVec special = size > 0x7f800000 ? 0x7e00 | ((size >> 13) & 0x3ff) : BitVec{} + 0x7c00;
+  const BitVec half = size >= 0x47800000 ? special : size < 0x38800000 ? subnormal : normal;
+  const HalfVec h = __builtin_convertvector(half | ((bits >> 16) & 0x8000), HalfVec);
+  memcpy(p, &h, sizeof h);
+#endif
 }
 
 // The first n lanes (n may be kWidth or more, which means all); the other lanes are zero.
@@ -101,10 +146,16 @@ RZERO_INLINE float to_float(bf16 x) {
   return f;
 }
 
+RZERO_INLINE float to_float(fp16 x) {
+  const fp16 part[kWidth] = {x};
+  return load(part)[0];
+}
+
 // What the value becomes when it is stored as S.
 RZERO_INLINE Vec rounded_to(const float*, Vec v) { return v; }
-RZERO_INLINE Vec rounded_to(const bf16*, Vec v) {
-  bf16 part[kWidth];
+template <class S>
+RZERO_INLINE Vec rounded_to(const S*, Vec v) {
+  S part[kWidth];
   store(part, v);
   return load(part);
 }

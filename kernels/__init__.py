@@ -3,7 +3,7 @@
 
 One legend of shape suffixes (`x_TD` is [T, D]): T packed tokens, B sequences, D hidden size, F feed-forward
 size, H query heads, G key/value heads, E head size, V vocabulary, P pages, S tokens per page, M pages per
-sequence.
+sequence. A float type is float32, bfloat16 or float16; the references take float64, too.
 
     kernels = resolve(torch.device("cpu"))       # or {"default": "ref", "attention": "native"}
     y_TD = kernels.rmsnorm(x_TD, w_D, 1e-6)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """adamw: one AdamW update of one tensor, in place (Loshchilov and Hutter, 1711.05101).
 
-param float32 or bfloat16; grad of param's type or float32; exp_avg, exp_avg_sq float32; master float32 or
+param a float type; grad of param's type or float32; exp_avg, exp_avg_sq float32; master float32 or
 None; all of one shape and contiguous -> None. With g = grad_scale * grad, p = master (param where None):
     p *= 1 - lr * weight_decay;  m += (1 - beta1) (g - m);  v = beta2 v + (1 - beta2) g^2
     p -= lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps);  param = p rounded to its type
-The arithmetic is that of torch.optim.AdamW, in float32. A bfloat16 param without a master loses updates below
+The arithmetic is that of torch.optim.AdamW, in float32. A 16-bit param without a master loses updates below
 its last bit. Elements are independent. Raises ValueError for tensors that do not belong together.
 """
 
@@ -88,7 +88,7 @@ def _adamw_native(
         if tensor is not None and not (
             tensor.is_contiguous() and tensor.is_cpu and tensor.dtype in DTYPE_CODE
         ):
-            reject("adamw", name, tensor, "a contiguous float32 or bfloat16 CPU tensor")
+            reject("adamw", name, tensor, "a contiguous float32, bfloat16 or float16 CPU tensor")
     numbers = (
         how.grad_scale, 1 - how.lr * how.weight_decay, 1 - how.beta1, how.beta2, 1 - how.beta2,
         how.step_size, how.root_correction2, how.eps,

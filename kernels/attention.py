@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """attention: causal grouped-query attention over packed sequences that may share a prefix, with gradients.
 
-q_THE [T, H, E], k_TGE, v_TGE [T, G, E] float32 or bfloat16, last stride 1, H a multiple of G; scale
+q_THE [T, H, E], k_TGE, v_TGE [T, G, E] a float type, last stride 1, H a multiple of G; scale
 multiplies the scores. `segments` say which rows see which: see `Segments`. Returns o_THE. Float32 inside, one
 rounding at the store. The sum over keys runs in position order and does not depend on what else is packed:
 with the native backend a row has the bits that `paged_attention` computes for the same values. T = 0 is

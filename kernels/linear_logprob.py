@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """linear_logprob: log softmax(h w^T / temperature)[target] and the entropy of that softmax, per token.
 
-h_TD [T, D] float32 or bfloat16; w_VD [V, D] of h's type; target_T [T] int64 in 0..V-1; temperature a float
+h_TD [T, D] a float type; w_VD [V, D] of h's type; target_T [T] int64 in 0..V-1; temperature a float
 above 0 -> logp_T [T] float32, entropy_T [T] float32 (nats). T = 0 is legal. Gradients of logp go to h and w;
 the entropy is a gauge and carries none. Raises ValueError for wrong shapes, types, targets, temperature.
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rzero.kernels.dispatch import Impl, Op, up
-from rzero.kernels.linear import EXACT_ROWS, linear_exact
+from rzero.kernels.linear import EXACT_ROWS, linear_native, linear_ref, product
 from rzero.kernels.native import check, float_code, lib, native_why_not, needs_grad
 
 CHUNK_BYTES = 64 << 20
@@ -41,7 +41,7 @@ def linear_logprob_ref(
     if not h_TD.shape[0]:
         none_T = up(h_TD).sum(-1)
         return none_T, none_T.detach().clone()
-    x_TV = up(linear_exact(h_TD, w_VD))
+    x_TV = up(linear_ref(h_TD, w_VD))
     logp_TV = log_softmax_ref(x_TV, x_TV.new_full((1, 1), temperature))
     held_TV = logp_TV.detach()
     # p log p is 0 where p is 0, also for a logit of -inf.
@@ -84,7 +84,7 @@ def _forward(h_TD: Tensor, w_VD: Tensor, target_T: Tensor, how: _How) -> _Scored
     rows = max(EXACT_ROWS, how.chunk_bytes // (V * h_TD.element_size()) // EXACT_ROWS * EXACT_ROWS)
     for first in range(0, T, rows):
         here = slice(first, first + rows)
-        logits_TV = linear_exact(h_TD[here], w_VD)
+        logits_TV = linear_native(h_TD[here], w_VD)
         lib.logprob_forward(
             code, len(logits_TV), V, logits_TV.data_ptr(), target_T[here].data_ptr(), how.temperature,
             *(result[here].data_ptr() for result in out),
@@ -111,15 +111,15 @@ def _backward(
     for first in range(0, V, columns):
         w_CD = w_VD[first : first + columns]
         d_TC = buffer[: T * len(w_CD)].view(T, len(w_CD))
-        torch.mm(h_TD, w_CD.t(), out=d_TC)
+        product(h_TD, w_CD.t(), out=d_TC)
         lib.logprob_backward(
             code, T, len(w_CD), first, d_TC.data_ptr(), target_T.data_ptr(), how.temperature,
             scored.top_T.data_ptr(), scored.mass_T.data_ptr(), grad_T.data_ptr(),
         )  # fmt: skip
         if grad_h_TD is not None:
-            grad_h_TD += torch.mm(d_TC, w_CD)
+            grad_h_TD += product(d_TC, w_CD)
         if grad_w_VD is not None:
-            torch.mm(d_TC.t(), h_TD, out=grad_w_VD[first : first + columns])
+            product(d_TC.t(), h_TD, out=grad_w_VD[first : first + columns])
     return None if grad_h_TD is None else grad_h_TD.to(h_TD.dtype), grad_w_VD
 
 

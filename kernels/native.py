@@ -19,7 +19,7 @@ else:
     lib = _native
     MISSING = None
 
-DTYPE_CODE: Final = MappingProxyType({torch.float32: 0, torch.bfloat16: 1})
+DTYPE_CODE: Final = MappingProxyType({torch.float32: 0, torch.bfloat16: 1, torch.float16: 2})
 
 
 def native_why_not(device: torch.device) -> str | None:
@@ -40,9 +40,8 @@ def float_code(op: str, name: str, tensor: torch.Tensor, ndim: int) -> int:
     """The native code of a float tensor's type; its last axis must be dense, the others may be strided."""
     code = DTYPE_CODE.get(tensor.dtype)
     if code is None or tensor.ndim != ndim or tensor.stride(-1) != 1 or not tensor.is_cpu:
-        reject(
-            op, name, tensor, f"a {ndim}-dimensional float32 or bfloat16 CPU tensor with a last stride of 1"
-        )
+        kinds = "float32, bfloat16 or float16"
+        reject(op, name, tensor, f"a {ndim}-dimensional {kinds} CPU tensor with a last stride of 1")
     return code
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """paged_attention: causal grouped-query attention of new tokens over keys and values that live in pages.
 
-q_THE [T, H, E] float32 or bfloat16, last stride 1; k_pages_PSGE, v_pages_PSGE [P, S, G, E] of the same type;
+q_THE [T, H, E] a float type, last stride 1; k_pages_PSGE, v_pages_PSGE [P, S, G, E] of the same type;
 page_table_BM [B, M] int32: the pages of a sequence in order, slots past its length are never read;
 q_start_B1 [B+1] int32: sequence b owns the rows q_start[b]..q_start[b+1]; kv_len_B [B] int32: its length with
 them. Row i of a sequence has position kv_len - rows + i and sees the positions 0..that: decoding (one row)

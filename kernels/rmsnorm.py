@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """rmsnorm: y = x * rsqrt(mean(x^2) + eps) * w per token (1910.07467); add_rmsnorm does it to x + residual.
 
-x_TD [T, D] float32 or bfloat16, last stride 1; residual_TD like x; w_D [D] of x's type; eps a float.
+x_TD [T, D] a float type, last stride 1; residual_TD like x; w_D [D] of x's type; eps a float.
 rmsnorm returns y_TD; add_rmsnorm returns (y_TD, sum_TD), where the sum is rounded to x's type before it is
 normed. Numerics: float32 inside, one rounding at the store, a fixed order of summation per row: row i of a
 batch has the bits of row i alone, with any number of threads. T = 0 is legal. Gradients go to x, residual and

@@ -2,7 +2,7 @@
 """rope: splits the fused projection into heads and rotates queries and keys by position (Su et al.,
 2104.09864).
 
-qkv_TX [T, (H+2G)*E] float32 or bfloat16: the query heads, then the key heads, then the value heads; last
+qkv_TX [T, (H+2G)*E] a float type: the query heads, then the key heads, then the value heads; last
 stride 1. pos_T [T] int64; cos_RE and sin_RE [R, E/2] float32, one row per position; element i is paired with
 i + E/2, as in Hugging Face's models. q_norm_E and k_norm_E [E] are the weights of an RMSNorm per head before
 the rotation (Qwen3), or both None. Returns q_THE, k_TGE, v_TGE; v may be a view of qkv. Float32 inside, one

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """sample: draws one token per row from softmax(logits / temperature) after min-p, top-k and top-p.
 
-logits_BV [B, V] float32 or bfloat16, last stride 1; temperature_B, top_p_B, min_p_B [B] float32; top_k_B [B]
+logits_BV [B, V] a float type, last stride 1; temperature_B, top_p_B, min_p_B [B] float32; top_k_B [B]
 int32; key_B, position_B [B] int64 -> token_B int64, logp_B float32 (log-prob under the distribution drawn
 from), full_logp_B float32 (under softmax(logits), temperature 1). B = 0 is legal.
 

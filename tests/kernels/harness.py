@@ -17,7 +17,7 @@ from rzero.kernels.dispatch import Op, choose
 from rzero.kernels.native import lib
 
 CPU = torch.device("cpu")
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 needs_native = pytest.mark.skipif(lib is None, reason="rzero._native is not built")
 BACKENDS = ("ref", pytest.param("native", marks=needs_native))
 
