@@ -29,6 +29,8 @@ class Impl:
     backend: str
     function: Callable[..., Any] | str
     why_not: Callable[[torch.device], str | None]
+    only_asked: str | None = None
+    """Why it is taken only where the op itself is told to, neither by "auto" nor by a default; else None."""
 
     def load(self) -> Callable[..., Any]:
         if not isinstance(self.function, str):
@@ -49,6 +51,10 @@ class Op:
     @property
     def backends(self) -> tuple[str, ...]:
         return (*(impl.backend for impl in self.impls), REFERENCE)
+
+    @property
+    def backends_by_default(self) -> tuple[str, ...]:
+        return (*(impl.backend for impl in self.impls if impl.only_asked is None), REFERENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,8 @@ def choose(op: Op, device: torch.device, wanted: str) -> tuple[Callable[..., Any
         if wanted not in (AUTO, impl.backend):
             continue
         reason = impl.why_not(device)
+        if wanted == AUTO:
+            reason = reason or impl.only_asked
         if reason is None:
             return impl.load(), Choice(op.name, impl.backend, tuple(reasons))
         if wanted == impl.backend:
@@ -100,7 +108,7 @@ def wanted_backends(ops: tuple[Op, ...], overrides: Mapping[str, str]) -> dict[s
     known = {AUTO, *(backend for op in ops for backend in op.backends)}
     if default not in known:
         raise ValueError(f"kernels: no backend is called {default!r}, use one of {', '.join(sorted(known))}")
-    usable = {op.name: default if default in op.backends else AUTO for op in ops}
+    usable = {op.name: default if default in op.backends_by_default else AUTO for op in ops}
     return {name: overrides.get(name, usable[name]) for name in names}
 
 

@@ -10,7 +10,7 @@ import torch
 from harness import CPU, needs_native
 
 from rzero.kernels import OPS, Impl, Op, resolve
-from rzero.kernels.dispatch import choose
+from rzero.kernels.dispatch import choose, wanted_backends
 
 
 def python(code: str) -> str:
@@ -28,7 +28,7 @@ def test_report_has_one_line_per_op() -> None:
 @needs_native
 def test_native_is_taken_where_there_is_one() -> None:
     backends = {choice.op: choice.backend for choice in resolve(CPU).report}
-    assert backends == {op.name: op.backends[0] for op in OPS}
+    assert backends == {op.name: op.backends_by_default[0] for op in OPS}
 
 
 def test_default_and_single_overrides() -> None:
@@ -72,6 +72,16 @@ def test_reasons_of_the_implementations_passed_over_are_kept() -> None:
     assert function() == "b" and str(choice).split() == ["op", "b", "(a:", "a", "is", "broken)"]
     with pytest.raises(ValueError, match="op cannot use 'a' on cpu: a is broken"):
         choose(op, CPU, "a")
+
+
+def test_what_is_only_taken_when_asked_for() -> None:
+    op = Op("op", lambda: "ref", (Impl("a", lambda: "a", lambda device: None, only_asked="a is slow"),))
+    function, choice = choose(op, CPU, "auto")
+    assert function() == "ref" and choice.reasons == ("a: a is slow",)
+    assert choose(op, CPU, "a")[0]() == "a"
+    assert wanted_backends((op,), {}) == {"op": "auto"}
+    assert wanted_backends((op,), {"op": "a"}) == {"op": "a"}
+    assert wanted_backends((op,), {"default": "a"}) == {"op": "auto"}
 
 
 def test_without_the_extension_the_references_are_used_and_the_reason_is_given() -> None:
