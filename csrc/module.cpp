@@ -16,6 +16,7 @@ void bind_adamw(pybind11::module_& m);
 void bind_attention(pybind11::module_& m);
 void bind_bleu(pybind11::module_& m);
 void bind_kv_write(pybind11::module_& m);
+void bind_linear(pybind11::module_& m);
 void bind_linear_logprob(pybind11::module_& m);
 void bind_policy_loss(pybind11::module_& m);
 void bind_rmsnorm(pybind11::module_& m);
@@ -49,6 +50,14 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
+bool multiplies_bf16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16");  // every CPU with AMX has it too
+#else
+  return false;
+#endif
+}
+
 void use_instruction_set(const std::string& name) {
   for (Isa isa : usable_isas())
     if (name == kNames[int(isa)]) {
@@ -68,11 +77,13 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Native CPU kernels of rzero; rzero.kernels holds the contracts and checks the arguments.";
   m.def("instruction_set", [] { return rzero::kNames[int(rzero::current_isa())]; }, "The instruction set in use.");
   m.def("instruction_sets", &rzero::instruction_sets, "What was built and can run here, slowest first.");
+  m.def("multiplies_bf16", &rzero::multiplies_bf16, "Whether this CPU has instructions that multiply bfloat16.");
   m.def("use_instruction_set", &rzero::use_instruction_set, "For tests and benchmarks: applies to the whole process.");
   rzero::bind_adamw(m);
   rzero::bind_attention(m);
   rzero::bind_bleu(m);
   rzero::bind_kv_write(m);
+  rzero::bind_linear(m);
   rzero::bind_linear_logprob(m);
   rzero::bind_policy_loss(m);
   rzero::bind_rmsnorm(m);

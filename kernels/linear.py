@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from rzero.kernels.dispatch import Impl, Op
+from rzero.kernels.gpu import triton_why_not
 from rzero.kernels.native import address, check, float_code, lib, native_why_not, needs_grad
 
 # MKL takes other routines, with another order of summation, for small float32 products. Measured on Zen 3:

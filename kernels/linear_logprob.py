@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rzero.kernels.dispatch import Impl, Op, up
+from rzero.kernels.gpu import triton_why_not
 from rzero.kernels.linear import EXACT_ROWS, linear_native, linear_ref, product
 from rzero.kernels.native import check, float_code, lib, native_why_not, needs_grad
 
@@ -154,5 +155,10 @@ def _linear_logprob_native(
 
 
 LINEAR_LOGPROB = Op(
-    "linear_logprob", linear_logprob_ref, (Impl("native", _linear_logprob_native, native_why_not),)
+    "linear_logprob",
+    linear_logprob_ref,
+    (
+        Impl("native", _linear_logprob_native, native_why_not),
+        Impl("triton", "rzero.kernels.linear_logprob_triton:linear_logprob_triton", triton_why_not),
+    ),
 )
