@@ -2,6 +2,7 @@
 # Two commands do everything on a machine with python3 (3.10 or newer) and gcc:
 #   make run     make .venv, install, and let the embedded model improve itself   (ARGS="--seed 2" goes to rzero run)
 #   make test    the same set-up plus ruff, mypy and the tests
+# make test-gpu-code checks the GPU kernels as far as that goes without a GPU.
 # A second call finds the stamps in .venv and goes straight on. `make clean` removes what was built, not .venv.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ NATIVE := $(wildcard csrc/*)
 ROOMS  := python/rzero engine kernels
 TREE   := build/typecheck/rzero
 
-.PHONY: run test lint types unit test-models format clean
+.PHONY: run test lint types unit test-gpu-code test-models format clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -37,6 +38,11 @@ types: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Triton interprets or compiles, never both in one process.
+test-gpu-code: $(VENV)/.dev
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -rs tests/triton
+	$(BIN)/python -m pytest -rs tests/aot tests/cuda
 
 # The tests that need the real language models; MODELS is the folder that holds them.
 test-models: $(VENV)/.dev

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rzero.kernels.dispatch import Impl, Op, up
+from rzero.kernels.gpu import triton_why_not
 from rzero.kernels.native import address, check, float_code, lib, native_why_not, needs_grad
 
 
@@ -111,5 +112,19 @@ def _add_rmsnorm_native(x_TD: Tensor, residual_TD: Tensor, w_D: Tensor, eps: flo
     return y_TD, sum_TD
 
 
-RMSNORM = Op("rmsnorm", rmsnorm_ref, (Impl("native", _rmsnorm_native, native_why_not),))
-ADD_RMSNORM = Op("add_rmsnorm", add_rmsnorm_ref, (Impl("native", _add_rmsnorm_native, native_why_not),))
+RMSNORM = Op(
+    "rmsnorm",
+    rmsnorm_ref,
+    (
+        Impl("native", _rmsnorm_native, native_why_not),
+        Impl("triton", "rzero.kernels.rmsnorm_triton:rmsnorm_triton", triton_why_not),
+    ),
+)
+ADD_RMSNORM = Op(
+    "add_rmsnorm",
+    add_rmsnorm_ref,
+    (
+        Impl("native", _add_rmsnorm_native, native_why_not),
+        Impl("triton", "rzero.kernels.rmsnorm_triton:add_rmsnorm_triton", triton_why_not),
+    ),
+)

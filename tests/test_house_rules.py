@@ -120,8 +120,13 @@ def length(module: Module) -> Iterator[str]:
 
 
 def parameters(module: Module) -> Iterator[str]:
-    """Keyword-only parameters are named at every call, so only those that can be given by position count."""
+    """Keyword-only parameters are named at every call, so only those that can be given by position count.
+
+    A Triton kernel has no keyword-only parameters, and takes every pointer and stride apart.
+    """
     for node in functions(module):
+        if any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list):
+            continue
         given = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args)]
         count = len([name for name in given if name not in ("self", "cls", "ctx")])
         if count > MAX_PARAMETERS:
@@ -242,6 +247,7 @@ GOOD = (
     (import_direction, "engine/a.py", "from rzero.kernels import resolve\nfrom rzero.engine.b import c\n"),
     (environment, "python/rzero/cli/run.py", "import os\nx = os.environ['A']\n"),
     (parameters, "engine/a.py", "def f(self, *, a, b, c, d, e, f, g, h, i): ...\n"),
+    (parameters, "kernels/a.py", "@triton.jit\ndef f(a, b, c, d, e, f, g, h, i): ...\n"),
     (broad_except, "engine/a.py", "try:\n    x = 1\nexcept Exception as e:\n    raise ValueError from e\n"),
     (monkey_patch, "engine/a.py", "import torch\ny = torch.nn\nself.torch = y\n"),
     (words, "engine/a.py", "x = 'answers, questions'\n"),

@@ -42,7 +42,7 @@ def test_default_and_single_overrides() -> None:
     ("overrides", "message"),
     [
         ({"atention": "ref"}, "no op is called 'atention', use 'default' or one of linear"),
-        ({"attention": "cuda"}, "attention has no backend 'cuda', use one of auto, native, ref"),
+        ({"attention": "fast"}, "attention has no backend 'fast', use one of auto, native"),
         ({"default": "fast"}, "no backend is called 'fast'"),
     ],
 )
