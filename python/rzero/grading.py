@@ -2,14 +2,17 @@
 """A judge in processes that can be killed: equality of untrusted answers under limits of time and memory.
 
 Workers are started as plain commands and spoken to through pipes: nothing is forked from a program with
-threads, and the user's main module is not imported again. A worker that exceeds a limit is replaced, and the
-pair it was at has the verdict None. Workers end with the process that started them, however that ends.
+threads, and the user's main module is not imported again. A worker loads the judge once and compares in a
+child that it forks, so a comparison which exceeds a limit costs a fork and not a new start; its pair has the
+verdict None. Workers and their children end with the process that started them, however that ends.
+
+A worker has one batch of pairs at a time and says one verdict a line, so the pair at which a child died is
+the first without a verdict, and no pair is judged twice.
 """
 
 import json
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import time
@@ -26,8 +29,9 @@ Pair = tuple[str, str]
 # A busy machine may be this much slower than its processor time says; beyond it a worker counts as stuck.
 CLOCK_FACTOR = 20.0
 START_LIMIT_S = 300.0
-# Pairs sent ahead to a worker: enough to hide the pipe's latency, few enough that a pipe never fills.
-AHEAD = 16
+# Most pairs of one message: enough to hide the pipe's latency, few enough that workers finish together.
+BATCH = 64
+COUNTERS = ("compared", "cached", "too_long", "judged", "timeouts", "crashes", "kills")
 
 
 class Limits(NamedTuple):
@@ -66,11 +70,12 @@ class Judge:
         self._count, self._cache_pairs = workers, cache_pairs
         self._workers: list[_Worker] = []
         self._cache: OrderedDict[Pair, bool | None] = OrderedDict()
-        self._counts = dict.fromkeys(("judged", "cached", "too_long", "timeouts", "crashes"), 0)
+        self._counts = dict.fromkeys(COUNTERS, 0)
 
     def compare(self, pairs: Sequence[Pair]) -> list[bool | None]:
         """A verdict per pair, in order: True, False, or None where a limit was exceeded."""
         keys = [(a, b) if a <= b else (b, a) for a, b in pairs]
+        self._counts["compared"] += len(keys)
         verdicts: dict[Pair, bool | None] = {}
         wanted = []
         for key in dict.fromkeys(keys):
@@ -92,7 +97,12 @@ class Judge:
         return [verdicts[key] for key in keys]
 
     def counters(self) -> dict[str, float]:
-        """Counts since the last call: judged, cached, too_long, timeouts, crashes."""
+        """Counts since the last call.
+
+        compared: pairs asked for. Of the different ones, cached: known from before, too_long: not judged,
+        judged: decided by a worker; timeouts and crashes (memory, recursion, a judge that died) have the
+        verdict None. kills: processes that did not survive their pair.
+        """
         counts = {name: float(count) for name, count in self._counts.items()}
         self._counts = dict.fromkeys(self._counts, 0)
         return counts
@@ -128,18 +138,21 @@ class Judge:
         return _Worker(process, time.monotonic() + START_LIMIT_S)
 
     def _feed(self, worker: _Worker, waiting: deque[Pair]) -> None:
+        """The next batch for a worker that has none: a share of what waits, so that all end together."""
+        if worker.pending or not worker.is_ready or not waiting:
+            return
+        count = min(BATCH, -(-len(waiting) // (2 * self._count)))
+        worker.pending = deque(waiting.popleft() for _ in range(count))
+        worker.deadline = self._deadline()
         assert worker.process.stdin is not None
-        lines = []
-        while worker.is_ready and waiting and len(worker.pending) < AHEAD:
-            if not worker.pending:
-                worker.deadline = time.monotonic() + self._limits.cpu_seconds * CLOCK_FACTOR
-            worker.pending.append(waiting.popleft())
-            lines.append(json.dumps(worker.pending[-1]) + "\n")
-        left = memoryview("".join(lines).encode())
+        left = memoryview((json.dumps(list(worker.pending)) + "\n").encode())
         # A worker that died breaks the pipe; _collect finds out and has these pairs judged again.
         with suppress(BrokenPipeError):
             while left:
                 left = left[os.write(worker.process.stdin.fileno(), left) :]
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._limits.cpu_seconds * CLOCK_FACTOR
 
     def _collect(self, verdicts: dict[Pair, bool | None], waiting: deque[Pair]) -> None:
         """Take what the workers say next, or let the nearest deadline pass."""
@@ -151,15 +164,14 @@ class Judge:
             nearest = min(worker.deadline for worker in busy)
             ready = [key.data for key, _ in selector.select(max(0.0, nearest - time.monotonic()))]
         for worker in ready:
-            is_alive = self._read(worker, verdicts)
+            is_alive = self._read(worker, verdicts, waiting)
             if not is_alive:
-                is_timeout = worker.process.wait(START_LIMIT_S) == -signal.SIGPROF
-                self._replace(worker, "timeouts" if is_timeout else "crashes", verdicts, waiting)
+                self._replace(worker, "crashes", verdicts, waiting)
         now = time.monotonic()
         for worker in [w for w in busy if w not in ready and w.deadline <= now]:
             self._replace(worker, "timeouts", verdicts, waiting)
 
-    def _read(self, worker: _Worker, verdicts: dict[Pair, bool | None]) -> bool:
+    def _read(self, worker: _Worker, verdicts: dict[Pair, bool | None], waiting: deque[Pair]) -> bool:
         """Take the verdicts that are there; False when the worker is dead or talks nonsense."""
         assert worker.process.stdout is not None
         part = worker.process.stdout.read(1 << 16)
@@ -169,15 +181,29 @@ class Judge:
         for line in lines:
             if line == b"ready" and not worker.is_ready:
                 worker.is_ready = True
-            elif line in (b"0", b"1", b"?") and worker.pending:
-                verdicts[worker.pending.popleft()] = None if line == b"?" else line == b"1"
+            elif line in (b"0", b"1") and worker.pending:
+                verdicts[worker.pending.popleft()] = line == b"1"
                 self._counts["judged"] += 1
-                self._counts["crashes"] += line == b"?"
+            elif line == b"?" and worker.pending:
+                verdicts[worker.pending.popleft()] = None
+                self._counts["crashes"] += 1
+            elif line in (b"timeout", b"crash") and worker.pending:
+                self._give_up("timeouts" if line == b"timeout" else "crashes", worker, verdicts, waiting)
             else:
-                _kill(worker)
                 return False
-            worker.deadline = time.monotonic() + self._limits.cpu_seconds * CLOCK_FACTOR
+            worker.deadline = self._deadline()
         return True
+
+    def _give_up(
+        self, reason: str, worker: _Worker, verdicts: dict[Pair, bool | None], waiting: deque[Pair]
+    ) -> None:
+        """The pair a worker's process was at has no verdict; the rest of its batch waits again."""
+        self._counts[reason] += 1
+        self._counts["kills"] += 1
+        if worker.pending:
+            verdicts[worker.pending.popleft()] = None
+        waiting.extendleft(reversed(worker.pending))
+        worker.pending.clear()
 
     def _replace(
         self, worker: _Worker, reason: str, verdicts: dict[Pair, bool | None], waiting: deque[Pair]
@@ -186,10 +212,7 @@ class Judge:
         self._workers.remove(worker)
         if not worker.is_ready:
             raise InputError(f"a grading process for {self._function} does not start; its error is above")
-        self._counts[reason] += 1
-        if worker.pending:
-            verdicts[worker.pending.popleft()] = None
-        waiting.extendleft(reversed(worker.pending))
+        self._give_up(reason, worker, verdicts, waiting)
 
 
 def _kill(worker: _Worker) -> None:

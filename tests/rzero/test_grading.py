@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rzero.engine.errors import InputError
-from rzero.grading import Judge, Limits
+from rzero.grading import COUNTERS, Judge, Limits
 
 HERE = str(Path(__file__).parent)
 LIMITS = Limits(cpu_seconds=0.5, memory_mib=512, chars=50)
@@ -30,7 +30,7 @@ def test_verdicts_come_in_order_and_pairs_are_unordered(judge: Judge) -> None:
     assert judge.compare(pairs) == [i % 2 == 1 for i in range(200)]
     assert judge.counters()["judged"] == 200
     assert judge.compare([(b, a) for a, b in pairs]) == [i % 2 == 1 for i in range(200)]
-    assert judge.counters() == {"judged": 0, "cached": 200, "too_long": 0, "timeouts": 0, "crashes": 0}
+    assert judge.counters() == dict.fromkeys(COUNTERS, 0) | {"compared": 200, "cached": 200}
 
 
 def test_hostile_answers_cost_their_own_verdict_only(judge: Judge) -> None:
@@ -39,7 +39,7 @@ def test_hostile_answers_cost_their_own_verdict_only(judge: Judge) -> None:
     verdicts = judge.compare(pairs)
     assert verdicts == [True, None, True, None, False, None, True, None, True, None, True]
     counts = judge.counters()
-    assert (counts["timeouts"], counts["crashes"]) == (1, 4)
+    assert (counts["timeouts"], counts["crashes"], counts["kills"]) == (1, 4, 3)
     assert judge.compare([("still", "STILL")]) == [True]
 
 
@@ -81,6 +81,10 @@ def test_a_judge_that_does_not_exist_is_said(monkeypatch: pytest.MonkeyPatch) ->
     judge.close()
 
 
+def children(process: int) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 def running(process: int) -> bool:
     stat = Path(f"/proc/{process}/stat")
     return stat.exists() and stat.read_text().rpartition(") ")[2][0] not in "ZX"
@@ -90,7 +94,7 @@ def running(process: int) -> bool:
 def test_no_worker_outlives_its_parent() -> None:
     """Killed with -9 in the middle of an endless comparison, the parent leaves nothing behind."""
     program = (
-        "import sys; from rzero.grading import Judge, Limits\n"
+        "import sys; from rzero.grading import COUNTERS, Judge, Limits\n"
         "judge = Judge('hostile_judges:same', workers=2, limits=Limits(cpu_seconds=1000))\n"
         "judge.compare([('a', 'b'), ('c', 'd')])\n"
         "print(*[worker.process.pid for worker in judge._workers], flush=True)\n"
@@ -101,7 +105,8 @@ def test_no_worker_outlives_its_parent() -> None:
     )
     assert parent.stdout is not None
     workers = [int(number) for number in parent.stdout.readline().split()]
-    assert len(workers) == 2 and all(running(worker) for worker in workers)
+    workers += [child for worker in workers for child in children(worker)]
+    assert len(workers) == 4 and all(running(worker) for worker in workers)
     parent.kill()
     parent.wait()
     until = time.monotonic() + 30
