@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rzero.kernels.dispatch import Impl, Op, up
+from rzero.kernels.gpu import triton_why_not
 from rzero.kernels.native import DTYPE_CODE, lib, native_why_not, reject
 
 
@@ -99,4 +100,11 @@ def _adamw_native(
     )  # fmt: skip
 
 
-ADAMW = Op("adamw", adamw_ref, (Impl("native", _adamw_native, native_why_not),))
+ADAMW = Op(
+    "adamw",
+    adamw_ref,
+    (
+        Impl("native", _adamw_native, native_why_not),
+        Impl("triton", "rzero.kernels.adamw_triton:adamw_triton", triton_why_not),
+    ),
+)

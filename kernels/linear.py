@@ -7,6 +7,9 @@ float32, rounded once. T = 0 is legal. Gradients go to all three.
 On the CPU float32 is multiplied by torch (MKL), and so is bfloat16 where the CPU multiplies it in hardware
 (oneDNN). Elsewhere the native product widens 16-bit tiles to float32 as it reads them: torch's own product
 was measured at 19 GFLOP/s for bfloat16 on a CPU without AVX512-BF16, at 141 for float32.
+
+On a GPU the default is torch's product, the reference, whose rows do depend on how many there are; where they
+must not, ask for "triton".
 """
 
 from typing import Any, Final
@@ -115,5 +118,14 @@ def _torch_why_not(device: torch.device) -> str | None:
 LINEAR = Op(
     "linear",
     linear_ref,
-    (Impl("native", linear_native, native_why_not), Impl("torch", linear_torch, _torch_why_not)),
+    (
+        Impl("native", linear_native, native_why_not),
+        Impl("torch", linear_torch, _torch_why_not),
+        Impl(
+            "triton",
+            "rzero.kernels.linear_triton:linear_triton",
+            triton_why_not,
+            only_asked="for rows that stand alone, slower than torch",
+        ),
+    ),
 )

@@ -20,7 +20,7 @@ group_advantage: reward_B [B] float, group_B [B] int64 ids -> advantage_B like r
     center  r - mean (Dr. GRPO 2503.20783)
     loo     r - mean of the others in the group (RLOO 2402.14740)
 A group of one answer or of equal rewards has advantage exactly 0. Raises ValueError for a reward that is not
-finite. Plain torch on every device: a few numbers per answer.
+finite; the GPU form, which would have to wait for the device to see one, gives its group NaN instead.
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rzero.kernels.dispatch import Impl, Op
+from rzero.kernels.gpu import triton_why_not
 from rzero.kernels.native import check, lib, native_why_not, needs_grad
 
 MAX_LOG_RATIO = 20.0
@@ -169,7 +170,7 @@ def group_advantage_ref(
     return away_B.masked_fill((largest == smallest)[place_B], 0).to(reward_B.dtype)
 
 
-class _WithGradient(torch.autograd.Function):
+class WithGradient(torch.autograd.Function):
     """A loss whose gradient was computed along with it."""
 
     @staticmethod
@@ -207,7 +208,7 @@ def _policy_loss_native(
     ratio, clipped, step_kl, kl = (torch.tensor(x / max(tokens, 1)) for x in sums)
     loss = torch.tensor(loss)
     if needs_grad(logp_T):
-        loss = _WithGradient.apply(logp_T, loss, grad_T)
+        loss = WithGradient.apply(logp_T, loss, grad_T)
     return PolicyLossOut(
         loss=loss,
         ratio_mean=ratio,
@@ -219,5 +220,23 @@ def _policy_loss_native(
     )
 
 
-POLICY_LOSS = Op("policy_loss", policy_loss_ref, (Impl("native", _policy_loss_native, native_why_not),))
-GROUP_ADVANTAGE = Op("group_advantage", group_advantage_ref)
+POLICY_LOSS = Op(
+    "policy_loss",
+    policy_loss_ref,
+    (
+        Impl("native", _policy_loss_native, native_why_not),
+        Impl("triton", "rzero.kernels.policy_loss_triton:policy_loss_triton", triton_why_not),
+    ),
+)
+GROUP_ADVANTAGE = Op(
+    "group_advantage",
+    group_advantage_ref,
+    (
+        Impl(
+            "triton",
+            "rzero.kernels.policy_loss_triton:group_advantage_triton",
+            triton_why_not,
+            only_asked="for rewards on the GPU, ours are on the host",
+        ),
+    ),
+)
