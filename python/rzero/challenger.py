@@ -16,8 +16,11 @@ from rzero.rollout import (
     Run,
     Scored,
     Unit,
+    answer_agrees_share,
     ask_solver,
     draw_questions,
+    kl_to_base,
+    likeness_to_earlier,
     mean,
     named,
     sample_metrics,
@@ -28,9 +31,14 @@ from rzero.rollout import (
 from rzero.tasks.base import Invalid, Question
 from rzero.votes import Vote, agreement_counts
 
+# Questions of a step whose likeness to earlier ones is measured where it is not paid for.
+MEASURED_QUESTIONS = 128
+# What the last step asked and how the Solver voted, for a pool that begins with it.
+VOTES = "votes.jsonl"
 
-def step(run: Run, unit: Unit) -> dict[str, Any]:
-    """One GRPO step of the Challenger; returns its metrics."""
+
+def step(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
+    """One GRPO step of the Challenger; returns its metrics. `earlier`: the questions of the pools before."""
     settings = run.config.challenger
     drawn = draw_questions(run, unit, settings.questions_per_step, settings.sampling)
     parsed = [usable(run, sample.text) for sample in drawn.samples]
@@ -44,9 +52,16 @@ def step(run: Run, unit: Unit) -> dict[str, Any]:
     vote_of = iter(votes)
     by_sample = [next(vote_of) if isinstance(question, Question) else None for question in parsed]
     shares = [None if vote is None else vote.share for vote in by_sample]
-    rewards = challenger_rewards(shares, cluster, settings)
+    asked = [question.text for question in valid]
+    asked = asked if settings.earlier_weight else asked[:MEASURED_QUESTIONS]
+    likeness = likeness_to_earlier(run, asked, earlier[-settings.earlier_questions :])
+    failed = {index for index, vote in enumerate(by_sample) if vote is not None and vote.failures}
+    rewards = challenger_rewards(
+        shares, cluster, settings, likeness if settings.earlier_weight else (), failed
+    )
 
-    trusted = [index for index, vote in enumerate(by_sample) if vote is None or not vote.failures]
+    dropped = failed if settings.failed_vote == "drop" else set()
+    trusted = [index for index in range(len(parsed)) if index not in dropped]
     group = settings.group or settings.questions_per_step
     scored = Scored(
         Draw(drawn.prompt_ids, [drawn.samples[index] for index in trusted]),
@@ -54,6 +69,8 @@ def step(run: Run, unit: Unit) -> dict[str, Any]:
         [index // group for index in trusted],
     )
     trained = train(run, run.challenger, [scored], settings, settings.sampling.temperature)
+    if run.config.pool.reuse_votes and unit.step == settings.steps:
+        run.folder.append(VOTES, voted_rows(run, unit, valid, votes, answers))
 
     metrics = question_metrics(run, parsed, votes)
     metrics |= {
@@ -61,6 +78,8 @@ def step(run: Run, unit: Unit) -> dict[str, Any]:
         "largest_cluster": max(Counter(cluster).values(), default=0),
         "agreement_counts": agreement_counts(votes, settings.votes),
         "dropped": len(parsed) - len(trusted),
+        "similarity_to_earlier": mean(likeness) if likeness else None,
+        "kl_to_base": kl_to_base(run, [drawn], settings, trained),
         "answer_length_mean": sample_metrics(answers)["length_mean"],
     }
     metrics |= sample_metrics([drawn]) | trained | run.task.counters()
@@ -77,14 +96,30 @@ def vote_once(run: Run, unit: Unit, questions: Sequence[Question]) -> tuple[list
     return [votes[number[run.task.canonical(question.text)]] for question in questions], answers
 
 
+def voted_rows(
+    run: Run, unit: Unit, questions: Sequence[Question], votes: Sequence[Vote], answers: Sequence[Draw]
+) -> list[dict[str, Any]]:
+    """Each different question of a step with its answers and vote; `answers` has a draw for each."""
+    first: dict[str, tuple[Question, Vote]] = {}
+    for question, vote in zip(questions, votes, strict=True):
+        first.setdefault(run.task.canonical(question.text), (question, vote))
+    return [
+        {
+            "iteration": unit.iteration,
+            "question": question.text,
+            "challenger_answer": question.answer,
+            "texts": [sample.text for sample in drawn.samples],
+            "answers": vote.answers,
+            "classes": vote.classes,
+            "failures": vote.failures,
+        }
+        for (question, vote), drawn in zip(first.values(), answers, strict=True)
+    ]
+
+
 def question_metrics(run: Run, parsed: Sequence[Question | Invalid], votes: Sequence[Vote]) -> dict[str, Any]:
     """What the questions of a step are like; shares of the valid ones unless the name says otherwise."""
     valid = [question for question in parsed if isinstance(question, Question)]
-    pairs = [
-        (question.answer, vote.majority)
-        for question, vote in zip(valid, votes, strict=True)
-        if question.answer is not None and vote.majority is not None
-    ]
     reasons = Counter(question.reason for question in parsed if isinstance(question, Invalid))
     return {
         "format_share": len(valid) / len(parsed),
@@ -92,5 +127,5 @@ def question_metrics(run: Run, parsed: Sequence[Question | Invalid], votes: Sequ
         "distinct_share": len({run.task.canonical(question.text) for question in valid}) / max(len(valid), 1),
         "agreement_mean": mean([vote.share for vote in votes]),
         "unboxed_share": mean([answer is None for vote in votes for answer in vote.answers]),
-        "answer_agrees_share": mean([bool(verdict) for verdict in run.task.same_many(pairs)]),
+        "answer_agrees_share": answer_agrees_share(run, valid, votes),
     }

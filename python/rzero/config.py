@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from rzero.engine.errors import InputError
-from rzero.settings import Section, Settings
+from rzero.settings import Section, Settings, Threshold
 
 Config = Settings
 
@@ -37,7 +37,9 @@ def load_config(
     `overrides` are texts "name.of.field=value" with a YAML value, `options` maps dotted names to values.
     Raises InputError for an unknown preset, an unreadable file, an unknown field or a bad value.
     """
-    values: dict[str, Any] = {}
+    # A section that a source names in part keeps the defaults of the rest, also where this place of the
+    # section has defaults of its own (voting.top_k, pool.sampling.top_p).
+    values = to_dict(Settings())
     if preset is not None:
         _merge(values, _read_preset(preset))
     if file is not None:
@@ -170,7 +172,7 @@ def _yaml_lines(section: Section, indent: str) -> Iterator[str]:
     for name, field in type(section).model_fields.items():
         value = section.__dict__[name]
         yield f"{indent}# {field.description}"
-        if isinstance(value, Section):
+        if isinstance(value, Section) and not isinstance(value, Threshold):
             yield f"{indent}{name}:"
             yield from _yaml_lines(value, indent + "  ")
         else:

@@ -22,6 +22,16 @@ def similarity(texts: Sequence[Sequence[str]], bleu: Bleu) -> NDArray[np.float64
     return symmetric
 
 
+def nearest_earlier(
+    new: Sequence[Sequence[str]], earlier: Sequence[Sequence[str]], bleu: Bleu
+) -> list[float]:
+    """For each new token list the BLEU with the nearest earlier one, which is the reference."""
+    ids: dict[str, int] = {}
+    tokens = [[ids.setdefault(token, len(ids)) for token in text] for text in [*new, *earlier]]
+    nearest: list[float] = bleu(tokens)[: len(new), len(new) :].max(axis=1).tolist()
+    return nearest
+
+
 def clusters(distance: NDArray[np.float64], threshold: float) -> list[int]:
     """A cluster number per item: average linkage, merged while the mean distance is below `threshold`.
 

@@ -8,22 +8,26 @@ journals and keys derived from the run's seed. After each one the state is saved
 is finished.
 """
 
+import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rzero import challenger, pool, solver
+from rzero.anchors import of_run
 from rzero.config import model_path
 from rzero.engine.engine import Engine
 from rzero.engine.errors import InputError
 from rzero.evaluate import Measured, measure
+from rzero.gauges import Stopped, alarms, best_iteration, is_news, read, stop_order
 from rzero.observer import Observer
 from rzero.roles import adopt_roles, begin_phase, drop_roles, restore, saved_state
 from rzero.rollout import Run, Unit, named
 from rzero.run_facts import facts
-from rzero.run_folder import RunFolder, read_journal
+from rzero.run_folder import RunFolder, explained, read_journal, write_atomic
 from rzero.settings import Settings
 from rzero.tasks import create
 
@@ -35,13 +39,14 @@ def evolve(work: "Work") -> None:
     config, run = work.run.config, work.run
     work.phase(0, "evaluation", 1, work.evaluate)
     for iteration in range(1, config.iterations + 1):
-        work.phase(iteration, "challenger", config.challenger.steps, lambda unit: challenger.step(run, unit))
-        work.phase(iteration, "pool", 1, lambda unit: pool.build(run, unit))
+        earlier = pool.earlier(run, iteration)
+        ask = partial(challenger.step, run, earlier=earlier)
+        work.phase(iteration, "challenger", config.challenger.steps, ask)
+        work.phase(iteration, "pool", 1, partial(pool.build, run, earlier=earlier))
         questions = pool.kept(run, iteration)
         if not questions:
-            run.observer.on_message(empty_pool(iteration))
-            return
-        work.phase(iteration, "solver", config.solver.steps, lambda unit: solver.step(run, unit, questions))  # noqa: B023
+            raise Stopped(empty_pool(iteration))
+        work.phase(iteration, "solver", config.solver.steps, partial(solver.step, run, pool=questions))
         if iteration % config.evaluation.every == 0 or iteration == config.iterations:
             work.phase(iteration, "evaluation", 1, work.evaluate)
 
@@ -109,10 +114,34 @@ def _one_run(engine: Engine, path: Path, settings: Settings, observer: Observer,
         with closing(folder):
             folder.check_model(engine.weights.hash("base"))
             roles = adopt_roles(engine, settings)
-            work = Work(Run(engine, task, settings, folder, observer, *roles))
+            anchors = of_run(folder.path, settings.anchors, task)
+            work = Work(Run(engine, task, settings, folder, observer, *roles, anchors))
             observer.on_run(name, work.count_units(), work.done)
-            evolve(work)
+            try:
+                evolve(work)
+            except Stopped as stop:
+                observer.on_message(str(stop))
+                write_result(work.run, best_iteration(work.rows) if stop.keep_best else None, str(stop))
+            else:
+                write_result(work.run, settings.iterations, "the last iteration")
             drop_roles(engine)
+
+
+RESULT = "result.json"
+
+
+def write_result(run: Run, iteration: int | None, reason: str) -> None:
+    """Say which iteration's models are the run's result; None: the last whose models were saved."""
+    saved = [i for i in range(1, run.config.iterations + 1) if (run.folder.models_of(i) / "solver").is_dir()]
+    chosen = max(saved, default=0) if iteration is None else iteration
+    models = {
+        role: str((run.folder.models_of(chosen) / role).relative_to(run.folder.path))
+        for role in ("solver", "challenger")
+        if (run.folder.models_of(chosen) / role).is_dir()
+    }
+    result = {"iteration": chosen, "reason": reason, "models": models or {"solver": run.config.model}}
+    with explained(run.folder.path / RESULT):
+        write_atomic(run.folder.path / RESULT, json.dumps(result, indent=1) + "\n")
 
 
 class Work:
@@ -124,6 +153,7 @@ class Work:
         if state is not None:
             restore(run, state)
         self.done = 0 if state is None else state.units
+        self.rows = list(run.folder.read("metrics.jsonl"))
         self._seen = 0
         self._changed: set[str] = set()
 
@@ -147,6 +177,8 @@ class Work:
             self._seen += 1
             if self._seen > self.done:
                 self._unit(Unit(iteration, name, step), do, is_last=step == steps)
+            if order := stop_order(self.rows[self._seen - 1]):
+                raise order
 
     def _unit(self, unit: Unit, do: Callable[[Unit], Mapping[str, Any]], is_last: bool) -> None:
         begin_s = time.monotonic()
@@ -158,13 +190,25 @@ class Work:
         if unit.phase == "solver" and is_last:
             self._save_models(unit.iteration)
         metrics["seconds"] = round(time.monotonic() - begin_s, 3)
+        self._gauge(unit, metrics)
         self.run.folder.append("metrics.jsonl", [metrics])
+        self.rows.append(metrics)
         self.done = self._seen
         if is_last or self.done % self.run.config.checkpoint_every == 0:
-            name = f"iteration {unit.iteration}, {unit.phase} step {unit.step}"
-            self.run.folder.save_state(saved_state(self.run, self.done, name), sorted(self._changed))
+            state = saved_state(self.run, self.done, unit.words)
+            self.run.folder.save_state(state, sorted(self._changed))
             self._changed.clear()
         self.run.observer.on_step(metrics)
+
+    def _gauge(self, unit: Unit, metrics: dict[str, Any]) -> None:
+        """Write the gauges and their alarms into a unit's metrics, and say what is new of them."""
+        metrics["gauges"] = read(metrics, self.rows)
+        found = alarms(metrics["gauges"], self.run.config.gauges)
+        metrics["alarms"] = [alarm._asdict() for alarm in found]
+        for alarm in found:
+            # An order to stop is said where it is carried out.
+            if alarm.action == "warn" and is_news(alarm, unit.iteration, self.rows):
+                self.run.observer.on_message(alarm.sentence(unit.words))
 
     def evaluate(self, unit: Unit) -> dict[str, Any]:
         """Measure the Solver on the held-out sets; the base of the ablation is that of the main run."""
@@ -175,8 +219,8 @@ class Work:
         folder.append("evaluations.jsonl", measured.rows)
         folder.append("evaluation_answers.jsonl", measured.answers)
         self.run.observer.on_evaluation(measured.rows)
-        judge = named("evaluation", self.run.task.counters())
-        return {"tokens_sampled": measured.tokens_sampled, **judge}
+        metrics = {"accuracy": accuracy(measured.rows)} | self.run.task.counters()
+        return {"tokens_sampled": measured.tokens_sampled} | named("evaluation", metrics)
 
     def _save_models(self, iteration: int) -> None:
         run = self.run
@@ -184,6 +228,12 @@ class Work:
         # An untrained Challenger is the base, which the user has.
         if run.config.challenger.steps:
             run.engine.save(run.challenger, run.folder.model_folder(iteration, "challenger"))
+
+
+def accuracy(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Held-out accuracy as one number: the mean over the sets of mean@k, or greedy; None without a set."""
+    values = [row["greedy"] if row["mean_at_k"] is None else row["mean_at_k"] for row in rows]
+    return sum(values) / len(values) if values else None
 
 
 def measured_before(main: Path) -> Measured:

@@ -8,74 +8,157 @@ the labels.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from rzero.rollout import Run, Unit, ask_solver, draw_questions, mean, named, sample_metrics, tokens, usable
+from rzero.challenger import VOTES
+from rzero.diversity import clusters, similarity
+from rzero.rollout import (
+    Run,
+    Unit,
+    answer_agrees_share,
+    ask_solver,
+    draw_questions,
+    likeness_to_earlier,
+    mean,
+    named,
+    sample_metrics,
+    tokens,
+    usable,
+)
 from rzero.settings import PoolSettings
 from rzero.tasks.base import Invalid, Question
 from rzero.votes import Vote, agreement_counts
 
-# How many new and earlier questions the likeness across iterations is measured on.
+# How many new and earlier questions likeness and clusters are measured on.
 NEW_QUESTIONS, EARLIER_QUESTIONS = 128, 256
 
 
-def build(run: Run, unit: Unit) -> dict[str, Any]:
-    """Draw, vote and filter; writes questions.jsonl and returns the metrics."""
+class Voted(NamedTuple):
+    """A question, the vote on it, and the texts of the answers."""
+
+    question: Question
+    vote: Vote
+    texts: Sequence[str]
+
+
+def build(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
+    """Draw, vote and filter; writes questions.jsonl and returns the metrics.
+
+    `earlier`: the questions of the pools before.
+    """
     settings = run.config.pool
-    drawn = draw_questions(run, unit, settings.candidates, settings.sampling)
+    reused = voted_before(run, unit.iteration) if settings.reuse_votes else []
+    saved = run.config.challenger.questions_per_step if reused else 0
+    drawn = draw_questions(run, unit, max(settings.candidates - saved, 0), settings.sampling)
     parsed = [usable(run, sample.text) for sample in drawn.samples]
     invalid = Counter(question.reason for question in parsed if isinstance(question, Invalid))
+    known = {run.task.canonical(voted.question.text) for voted in reused}
     questions: dict[str, Question] = {}
     for question in parsed:
-        if isinstance(question, Question):
+        if isinstance(question, Question) and run.task.canonical(question.text) not in known:
             questions.setdefault(run.task.canonical(question.text), question)
     duplicates = len(parsed) - invalid.total() - len(questions)
-    asked = list(questions.values())
-    votes, answers = ask_solver(run, unit, [question.text for question in asked], settings.votes)
-
-    rows = []
-    for index, (question, vote, given) in enumerate(zip(asked, votes, answers, strict=True)):
-        reason = why_not(vote, settings)
-        row = {"iteration": unit.iteration, "index": index, "question": question.text}
-        row |= {"challenger_answer": question.answer}
-        texts = [sample.text for sample in given.samples]
-        row["answers"] = [{"text": t, "answer": a} for t, a in zip(texts, vote.answers, strict=True)]
-        row["votes"] = [{"answer": answer, "count": count} for answer, count in vote.classes]
-        row |= {"agreement": vote.share, "label": vote.majority, "kept": reason is None, "reason": reason}
-        rows.append(row | {"truth": run.task.truth(question.text)})
-    earlier = [str(row["question"]) for row in run.folder.read("questions.jsonl")]
-    likeness = similarity_to_earlier(run, [question.text for question in asked], earlier)
+    fresh = list(questions.values())
+    votes, answers = ask_solver(run, unit, [question.text for question in fresh], settings.votes)
+    texts = [[sample.text for sample in given.samples] for given in answers]
+    asked = [*reused, *map(Voted, fresh, votes, texts)]
+    rows = [question_row(run, unit, index, voted) for index, voted in enumerate(asked)]
     run.folder.append("questions.jsonl", rows)
     run.observer.on_questions(rows)
-
-    kept = [row for row in rows if row["kept"]]
     metrics = {
-        "candidates": settings.candidates,
+        "candidates": len(parsed),
+        "reused": len(reused),
         "invalid": invalid.total() - invalid["held out"],
         "held_out": invalid["held out"],
         "duplicates": duplicates,
-        "questions": len(rows),
-        "kept": len(kept),
-        "keep_share": len(kept) / max(len(rows), 1),
-        "agreement_mean": mean([vote.share for vote in votes]),
-        "agreement_counts": agreement_counts(votes, settings.votes),
-        "unboxed_share": mean([answer is None for vote in votes for answer in vote.answers]),
-        "similarity_to_earlier": likeness,
-        "label_accuracy": label_accuracy(run, kept),
     }
+    metrics |= pool_metrics(run, asked, rows, earlier)
     metrics |= sample_metrics(answers) | run.task.counters()
     return {"tokens_sampled": tokens([drawn, *answers])} | named("pool", metrics)
 
 
-def why_not(vote: Vote, settings: PoolSettings) -> str | None:
+def question_row(run: Run, unit: Unit, index: int, voted: Voted) -> dict[str, Any]:
+    """A row of questions.jsonl."""
+    question, vote, texts = voted
+    reason = why_not(question.text, vote, run.config.pool)
+    row: dict[str, Any] = {"iteration": unit.iteration, "index": index, "question": question.text}
+    row["challenger_answer"] = question.answer
+    row["answers"] = [{"text": t, "answer": a} for t, a in zip(texts, vote.answers, strict=True)]
+    row["votes"] = [{"answer": answer, "count": count} for answer, count in vote.classes]
+    row |= {"agreement": vote.share, "label": vote.majority, "kept": reason is None, "reason": reason}
+    return row | {"truth": run.task.truth(question.text)}
+
+
+def pool_metrics(
+    run: Run, asked: Sequence[Voted], rows: Sequence[dict[str, Any]], earlier: Sequence[str]
+) -> dict[str, Any]:
+    """What the questions of a pool are like; shares of them unless the name says otherwise."""
+    votes = [voted.vote for voted in asked]
+    new = [voted.question.text for voted in asked[:NEW_QUESTIONS]]
+    likeness = likeness_to_earlier(run, new, earlier[-EARLIER_QUESTIONS:])
+    distance = 1.0 - similarity([run.task.tokens(text) for text in new], run.engine.kernels.bleu)
+    before = {run.task.canonical(text) for text in earlier}
+    again = [run.task.canonical(voted.question.text) in before for voted in asked]
+    kept = [row for row in rows if row["kept"]]
+    return {
+        "questions": len(asked),
+        "kept": len(kept),
+        "keep_share": len(kept) / max(len(asked), 1),
+        "agreement_mean": mean([vote.share for vote in votes]),
+        "agreement_counts": agreement_counts(votes, run.config.pool.votes),
+        "unboxed_share": mean([answer is None for vote in votes for answer in vote.answers]),
+        "answer_agrees_share": answer_agrees_share(run, [voted.question for voted in asked], votes),
+        "cluster_share": len(set(clusters(distance, run.config.challenger.repetition_distance)))
+        / max(len(new), 1),
+        "similarity_to_earlier": mean(likeness) if likeness else None,
+        "asked_before_share": mean(again),
+        "label_accuracy": label_accuracy(run, kept),
+    }
+
+
+def why_not(question: str, vote: Vote, settings: PoolSettings) -> str | None:
     """Why a question is not kept, in a few words; None where it is."""
     if vote.failures:
         return "judge gave up"
     if vote.majority is None:
         return "no answer"
-    if vote.agreement < settings.keep_low:
+    if any(text in question for text in settings.skip_in_question):
+        return "skipped for its question"
+    if any(text in vote.majority for text in settings.skip_in_label):
+        return "skipped for its label"
+    value: float = vote.agreement
+    low: float = settings.keep_low
+    high: float = settings.keep_high
+    if settings.keep_shares is not None:
+        value = vote.agreement / sum(answer is not None for answer in vote.answers)
+        low, high = settings.keep_shares
+    if value < low:
         return "too hard"
-    return "too easy" if vote.agreement > settings.keep_high else None
+    return "too easy" if value > high else None
+
+
+def voted_before(run: Run, iteration: int) -> list[Voted]:
+    """The different questions of the Challenger's last step in this iteration, from the journal."""
+    return [
+        Voted(
+            Question(row["question"], row["challenger_answer"]),
+            Vote(
+                tuple(row["answers"]),
+                tuple((answer, count) for answer, count in row["classes"]),
+                row["failures"],
+            ),
+            row["texts"],
+        )
+        for row in run.folder.read(VOTES)
+        if row["iteration"] == iteration
+    ]
+
+
+def earlier(run: Run, iteration: int) -> list[str]:
+    """The questions of the pools before this iteration's, in order, from the journal."""
+    if iteration == 1:
+        return []
+    return [row["question"] for row in run.folder.read("questions.jsonl") if row["iteration"] < iteration]
 
 
 def kept(run: Run, iteration: int) -> list[tuple[str, str]]:
@@ -88,16 +171,3 @@ def label_accuracy(run: Run, rows: Sequence[dict[str, Any]]) -> float | None:
     """Share of right labels among rows whose truth is known; None where none is."""
     pairs = [(row["label"], row["truth"]) for row in rows if row["truth"] is not None]
     return mean([bool(verdict) for verdict in run.task.same_many(pairs)]) if pairs else None
-
-
-def similarity_to_earlier(run: Run, new: Sequence[str], earlier: Sequence[str]) -> float | None:
-    """Mean over new questions of the BLEU with the nearest earlier one; None in the first iteration."""
-    new, earlier = new[:NEW_QUESTIONS], earlier[-EARLIER_QUESTIONS:]
-    if not new or not earlier:
-        return None
-    ids: dict[str, int] = {}
-    texts = [
-        [ids.setdefault(token, len(ids)) for token in run.task.tokens(text)] for text in [*new, *earlier]
-    ]
-    scores = run.engine.kernels.bleu(texts)[: len(new), len(new) :]
-    return float(scores.max(axis=1).mean())

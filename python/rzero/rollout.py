@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rzero.anchors import shown
+from rzero.diversity import nearest_earlier
 from rzero.engine.engine import Engine
 from rzero.engine.grpo import TrainConfig, TrainGroup
 from rzero.engine.outputs import Sample
@@ -17,8 +19,11 @@ from rzero.observer import Observer
 from rzero.run_folder import RunFolder
 from rzero.seeds import derive
 from rzero.settings import Sampling, Settings, Training
-from rzero.tasks.base import Invalid, Question, Task
-from rzero.votes import Vote, count_votes
+from rzero.tasks.base import Invalid, Problem, Question, Task
+from rzero.votes import Vote, count_votes, or_both_say_no
+
+# Samples on which the KL to the base is measured where the loss does not hold it.
+KL_SAMPLES = 16
 
 
 class Unit(NamedTuple):
@@ -29,6 +34,11 @@ class Unit(NamedTuple):
     """challenger, pool, solver or evaluation"""
     step: int
     """from 1"""
+
+    @property
+    def words(self) -> str:
+        """Where a run is, for people."""
+        return f"iteration {self.iteration}, {self.phase} step {self.step}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class Run:
     observer: Observer
     challenger: str
     solver: str
+    anchors: tuple[Problem, ...] = ()
+    """examples by people, some of which the Challenger's prompt shows"""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -99,8 +111,14 @@ def draw(run: Run, role: str, request: Request) -> list[Draw]:
 
 
 def draw_questions(run: Run, unit: Unit, n: int, sampling: Sampling) -> Draw:
-    """n samples of the Challenger from its one prompt."""
-    prompt = run.task.challenger_prompt(run.tokenizer)
+    """n samples of the Challenger from one prompt."""
+    if n == 0:
+        return Draw([], [])
+    if run.anchors:
+        examples = shown(run.anchors, run.config.anchors_shown, run.seed(unit, "examples"))
+        prompt = run.task.challenger_prompt(run.tokenizer, examples)
+    else:
+        prompt = run.task.challenger_prompt(run.tokenizer)
     request = Request(
         [prompt], [run.seed(unit, "questions")], n, sampling, run.task.challenger_stop(), "questions"
     )
@@ -126,7 +144,29 @@ def ask_solver(run: Run, unit: Unit, questions: Sequence[str], m: int) -> tuple[
     request = Request(prompts, seeds, m, run.config.voting, run.task.solver_stop(), "votes")
     draws = draw(run, run.solver, request) if questions else []
     answers = [[run.task.extract_answer(sample.text) for sample in drawn.samples] for drawn in draws]
-    return count_votes(answers, run.task.same_many), draws
+    same = or_both_say_no(run.task.same_many) if run.config.voting.same_no else run.task.same_many
+    return count_votes(answers, same), draws
+
+
+def likeness_to_earlier(run: Run, new: Sequence[str], earlier: Sequence[str]) -> list[float]:
+    """For each new question the BLEU with the nearest earlier one; empty where either is."""
+    if not new or not earlier:
+        return []
+    return nearest_earlier(
+        [run.task.tokens(text) for text in new],
+        [run.task.tokens(text) for text in earlier],
+        run.engine.kernels.bleu,
+    )
+
+
+def answer_agrees_share(run: Run, questions: Sequence[Question], votes: Sequence[Vote]) -> float:
+    """How often the Challenger's own answer is the majority's, where both exist."""
+    pairs = [
+        (question.answer, vote.majority)
+        for question, vote in zip(questions, votes, strict=True)
+        if question.answer is not None and vote.majority is not None
+    ]
+    return mean([bool(verdict) for verdict in run.task.same_many(pairs)])
 
 
 class Scored(NamedTuple):
@@ -159,6 +199,25 @@ def train(
         run.engine.train_step(role, part, config, reference if how.kl_coef > 0 else None) for part in parts
     ]
     return merged(updates)
+
+
+def kl_to_base(run: Run, draws: Sequence[Draw], how: Training, trained: Mapping[str, float]) -> float | None:
+    """KL to the base per token (k3) of the role that drew `draws` and was then `trained` on them.
+
+    Taken from the loss where that holds it, else measured on some of the samples; None where there is nothing
+    to measure.
+    """
+    if how.kl_reference == "base" and how.kl_coef > 0:
+        return trained.get("kl")
+    picked = [(drawn.prompt_ids, sample) for drawn in draws for sample in drawn.samples if sample.token_ids]
+    picked = picked[:: max(1, len(picked) // KL_SAMPLES)][:KL_SAMPLES]
+    answers = [(prompt, sample.token_ids) for prompt, sample in picked]
+    if not answers:
+        return None
+    of_base = torch.tensor([x for part in run.engine.logprobs("base", answers) for x in part])
+    own = torch.tensor([x for _, sample in picked for x in sample.full_logprobs])
+    difference = of_base - own
+    return float((difference.exp() - difference - 1).mean())
 
 
 def train_config(how: Training, temperature: float) -> TrainConfig:

@@ -28,7 +28,13 @@ from rzero.engine.errors import InputError
 from rzero.engine.tensor_file import fill_file, read_tensors
 from rzero.settings import Settings
 
-JOURNALS = ("metrics.jsonl", "questions.jsonl", "evaluations.jsonl", "evaluation_answers.jsonl")
+JOURNALS = (
+    "metrics.jsonl",
+    "questions.jsonl",
+    "votes.jsonl",
+    "evaluations.jsonl",
+    "evaluation_answers.jsonl",
+)
 STATE_FORMAT = 1
 # What a full disk or quota looks like (EFBIG: a limit on the size of one file).
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -212,9 +218,13 @@ class RunFolder:
                 f"(SHA-256 {began_with[:12]} then, {sha256[:12]} now)"
             )
 
+    def models_of(self, iteration: int) -> Path:
+        """Where the checkpoints of an iteration belong."""
+        return self.path / "models" / f"iteration-{iteration}"
+
     def model_folder(self, iteration: int, role: str) -> Path:
-        """Where the checkpoint of a role after an iteration belongs."""
-        folder = self.path / "models" / f"iteration-{iteration}"
+        """Where the checkpoint of a role after an iteration belongs; its parents exist afterwards."""
+        folder = self.models_of(iteration)
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder / role

@@ -68,6 +68,13 @@ class Sampling(Section):
     """most tokens of one sample"""
 
 
+class VotingSettings(Sampling):
+    """How the Solver's votes are drawn and counted, for rewards and labels alike."""
+
+    same_no: bool = False
+    """two answers that both hold "no " count as the same, whatever else they say (a rule of the authors)"""
+
+
 class Training(Section):
     """One phase of GRPO. The old log-probs are those that sampling reported."""
 
@@ -128,8 +135,18 @@ class ChallengerSettings(Training):
     """a question loses this times the share of the valid questions that lie in its cluster"""
     repetition_distance: Share = 0.5
     """clusters nearer than this on average (1 - BLEU) are one"""
+    repetition_base: Literal["valid", "all"] = "valid"
+    """B, of which a cluster is a share: the valid questions of the step, or all of its texts"""
+    earlier_weight: Amount = 0.0
+    """a question also loses this times its BLEU with the nearest question of the pools before; 0: off"""
+    earlier_questions: Count = 256
+    """how many of the latest questions of the pools before new ones are compared with"""
     invalid_reward: Annotated[float, Field(le=0)] = -1.0
     """reward of a question that cannot be used"""
+    invalid_penalty: bool = False
+    """a text that cannot be used loses repetition_weight / B besides, as a cluster of its own"""
+    failed_vote: Literal["drop", "invalid"] = "drop"
+    """a question on which the judge gave up is left out of training, or earns invalid_reward"""
     reward_floor: float | None = None
     """least reward of a valid question; null: none"""
 
@@ -154,11 +171,21 @@ class PoolSettings(Section):
     """fewest votes for the majority's answer with which a question is kept"""
     keep_high: Count = 7
     """most votes for the majority's answer with which a question is kept"""
+    keep_shares: tuple[Share, Share] | None = None
+    """instead of keep_low and keep_high: bounds on the majority's share of the answers that have a box"""
+    skip_in_question: tuple[str, ...] = ()
+    """a question that holds one of these texts is not kept"""
+    skip_in_label: tuple[str, ...] = ()
+    """a question whose majority answer holds one of these texts is not kept"""
+    reuse_votes: bool = False
+    """begin the pool with the questions and votes of the Challenger's last step and draw that many fewer"""
     sampling: Sampling = Sampling(top_p=0.95)
     """how candidates are drawn"""
 
     @model_validator(mode="after")
     def _band(self) -> "PoolSettings":
+        if self.keep_shares is not None and self.keep_shares[0] > self.keep_shares[1]:
+            raise ValueError(f"pool.keep_shares = {list(self.keep_shares)} must be in rising order")
         if not self.keep_low <= self.keep_high <= self.votes:
             raise ValueError(
                 f"pool.keep_low = {self.keep_low}, pool.keep_high = {self.keep_high} "
@@ -180,6 +207,10 @@ class SolverSettings(Training):
     """how answers are drawn in a training step"""
     updates_per_step: Count = 4
     """optimizer updates on one step's samples; advantages are taken over the whole step first"""
+    format_weight: Share = 0.0
+    """this part of the reward is for a text that thinks between <think> and </think> and then boxes"""
+    edit_before_grading: bool = False
+    """take away blanks around <, > and / before an answer is graded (a habit of the authors' code)"""
 
 
 class EvaluationSettings(Section):
@@ -199,6 +230,46 @@ class EvaluationSettings(Section):
     """measure after every n-th iteration; the base and the last are always measured"""
 
 
+class Threshold(Section):
+    """Where a gauge warns, stops the run, or ends it with the best iteration's models as its result."""
+
+    warn: float | None = None
+    """say so"""
+    stop: float | None = None
+    """end the run"""
+    rollback: float | None = None
+    """end the run with the best iteration as its result"""
+
+
+class GaugeSettings(Section):
+    """Gauges of the known ways to fail, read after each step; null: never."""
+
+    unboxed_share: Threshold = Threshold(warn=0.5)
+    """share of the Solver's answers without a box; bad above"""
+    keep_share: Threshold = Threshold(warn=0.05)
+    """share of the pool's questions that are kept; bad below"""
+    agreement_low: Threshold = Threshold(warn=0.15)
+    """mean share of the majority's votes; bad below: the questions are hopeless"""
+    agreement_high: Threshold = Threshold(warn=0.95)
+    """mean share of the majority's votes; bad above: too easy, or the Solver has collapsed"""
+    distinct_share: Threshold = Threshold(warn=0.5)
+    """share of different questions among the valid ones of a Challenger step; bad below"""
+    similarity_to_earlier: Threshold = Threshold(warn=0.8)
+    """mean BLEU of new questions with the nearest of the pools before; bad above"""
+    challenger_agrees: Threshold = Threshold(warn=0.02)
+    """how often the Challenger's own answer is the majority's; bad below"""
+    length_grows: Threshold = Threshold(warn=4.0)
+    """length of the Solver's answers over that of its first step; bad above"""
+    length_shrinks: Threshold = Threshold(warn=0.25)
+    """length of the Solver's answers over that of its first step; bad below"""
+    entropy: Threshold = Threshold(warn=0.01)
+    """entropy of either role in nats per token; bad below"""
+    kl_to_base: Threshold = Threshold(warn=5.0)
+    """KL of either role to the base in nats per token; bad above"""
+    accuracy_drop: Threshold = Threshold(warn=0.05)
+    """held-out accuracy below the best so far (mean over the sets of mean@k, or greedy); bad above"""
+
+
 class Settings(Section):
     """One R-Zero run."""
 
@@ -206,6 +277,10 @@ class Settings(Section):
     """Hugging Face folder or hub name; tiny: the model in the package"""
     task: str = "math"
     """what the questions are about: math, arithmetic, or a registered task"""
+    anchors: str | None = None
+    """JSON lines {"question", "answer"} by people, some of which the Challenger's prompt shows; null: none"""
+    anchors_shown: Count = 3
+    """examples in one prompt, chosen anew for each step"""
     data: str | None = None
     """folder of held-out sets, <name>.jsonl with {"problem", "answer"} lines, for tasks that read them"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
@@ -226,8 +301,8 @@ class Settings(Section):
     """where and how to compute"""
     lora: LoraSettings = LoraSettings()
     """adapters, when roles = lora"""
-    voting: Sampling = Sampling(top_k=40)
-    """how the Solver's votes are drawn"""
+    voting: VotingSettings = VotingSettings(top_k=40)
+    """how the Solver's votes are drawn and counted"""
     challenger: ChallengerSettings = ChallengerSettings()
     """the Challenger's phase"""
     pool: PoolSettings = PoolSettings()
@@ -236,3 +311,14 @@ class Settings(Section):
     """the Solver's phase"""
     evaluation: EvaluationSettings = EvaluationSettings()
     """what is measured on held-out problems"""
+    gauges: GaugeSettings = GaugeSettings()
+    """when a run warns, stops, or rolls back"""
+
+    @model_validator(mode="after")
+    def _same_votes(self) -> "Settings":
+        if self.pool.reuse_votes and self.pool.votes != self.challenger.votes:
+            raise ValueError(
+                f"pool.reuse_votes needs as many votes in both phases; pool.votes = {self.pool.votes}, "
+                f"challenger.votes = {self.challenger.votes}"
+            )
+        return self

@@ -4,8 +4,20 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rzero.rewards import solver_rewards
-from rzero.rollout import Request, Run, Scored, Unit, draw, mean, named, sample_metrics, tokens, train
+from rzero.rewards import edited, solver_rewards
+from rzero.rollout import (
+    Request,
+    Run,
+    Scored,
+    Unit,
+    draw,
+    kl_to_base,
+    mean,
+    named,
+    sample_metrics,
+    tokens,
+    train,
+)
 from rzero.seeds import generator
 
 
@@ -22,7 +34,10 @@ def step(run: Run, unit: Unit, pool: Sequence[tuple[str, str]]) -> dict[str, Any
         what="answers",
     )
     draws = draw(run, run.solver, request)
-    answers = [[run.task.extract_answer(sample.text) for sample in drawn.samples] for drawn in draws]
+    texts = [[sample.text for sample in drawn.samples] for drawn in draws]
+    if settings.edit_before_grading:
+        texts = [[edited(text) for text in given] for given in texts]
+    answers = [[run.task.extract_answer(text) for text in given] for given in texts]
     pairs = [
         (answer, label)
         for (_, label), given in zip(batch, answers, strict=True)
@@ -30,8 +45,10 @@ def step(run: Run, unit: Unit, pool: Sequence[tuple[str, str]]) -> dict[str, Any
         if answer is not None
     ]
     judged = iter(run.task.same_many(pairs))
+    verdicts = [[None if answer is None else next(judged) for answer in given] for given in answers]
     rewards = [
-        solver_rewards([None if answer is None else next(judged) for answer in given]) for given in answers
+        solver_rewards(judgement, given, settings.format_weight)
+        for judgement, given in zip(verdicts, texts, strict=True)
     ]
     scored = [
         Scored(drawn, reward, [number] * len(reward))
@@ -42,6 +59,7 @@ def step(run: Run, unit: Unit, pool: Sequence[tuple[str, str]]) -> dict[str, Any
         "questions": len(batch),
         "reward_mean": mean([reward for part in rewards for reward in part]),
         "unboxed_share": mean([answer is None for given in answers for answer in given]),
+        "kl_to_base": kl_to_base(run, draws, settings, trained),
     }
     metrics |= sample_metrics(draws) | trained | run.task.counters()
     return {"tokens_sampled": tokens(draws)} | named("solver", metrics)

@@ -67,6 +67,18 @@ def count_votes(questions: Sequence[Sequence[str | None]], same_many: SameMany) 
     ]
 
 
+def or_both_say_no(same_many: SameMany) -> SameMany:
+    """The judge after a rule of the authors' code: two answers that both hold "no " are the same."""
+
+    def judged(pairs: Sequence[tuple[str, str]]) -> Sequence[bool | None]:
+        denied = ["no " in a.lower() and "no " in b.lower() for a, b in pairs]
+        asked = [pair for pair, is_no in zip(pairs, denied, strict=True) if not is_no]
+        verdicts = iter(same_many(asked) if asked else ())
+        return [is_no or next(verdicts) for is_no in denied]
+
+    return judged
+
+
 def agreement_counts(votes: Sequence[Vote], m: int) -> list[int]:
     """How many questions had 0, 1, ... m votes for the winning answer."""
     counts = [0] * (m + 1)

@@ -141,3 +141,10 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_nearest_lists_all_when_nothing_is_near() -> None:
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
+
+
+def test_a_section_named_in_part_keeps_the_defaults_of_the_rest() -> None:
+    """voting.max_tokens=100 once turned voting.top_k off, and pool.sampling lost its top_p."""
+    config = load_config(overrides=["voting.max_tokens=100", "pool.sampling.temperature=0.5"])
+    assert (config.voting.top_k, config.voting.max_tokens) == (40, 100)
+    assert (config.pool.sampling.top_p, config.pool.sampling.temperature) == (0.95, 0.5)

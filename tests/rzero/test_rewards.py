@@ -15,8 +15,8 @@ def test_uncertainty_is_largest_at_one_half(share: float, reward: float) -> None
 
 
 def test_repetition_is_the_share_of_the_cluster() -> None:
-    assert repetition_penalties([0, 1, 0, 2]) == [0.5, 0.25, 0.5, 0.25]
-    assert repetition_penalties([]) == []
+    assert repetition_penalties([0, 1, 0, 2], 4) == [0.5, 0.25, 0.5, 0.25]
+    assert repetition_penalties([], 1) == []
 
 
 def test_invalid_questions_are_neither_clustered_nor_counted() -> None:

@@ -28,7 +28,9 @@ class Terminated(KeyboardInterrupt):
     "--model", metavar="NAME", help="Hugging Face folder or hub name; tiny is the model in the package."
 )
 @click.option(
-    "--task", metavar="NAME", help="What the questions are about: arithmetic, math, or module:factory."
+    "--task",
+    metavar="NAME",
+    help="What the questions are about: arithmetic, math, or a task of your own, my_task.py:MyTask.",
 )
 @click.option(
     "--preset",
@@ -68,14 +70,22 @@ class Terminated(KeyboardInterrupt):
     "--ablation/--no-ablation", default=None, help="Run an untrained Challenger beside it, for comparison."
 )
 @click.option(
+    "--anchors", metavar="FILE", help="A few questions by people (JSON lines) that the Challenger is shown."
+)
+@click.option(
     "--print-config", is_flag=True, help="Print the resolved settings, each with its meaning, and stop."
+)
+@click.option(
+    "--diff", metavar="PRESET", help="With --print-config: only what differs from this preset or YAML file."
 )
 def run(
     preset: str | None,
     config_file: Path | None,
     overrides: tuple[str, ...],
     resume: Path | None,
+    *,
     print_config: bool,
+    diff: str | None,
     **given: Any,
 ) -> None:
     """Let a model improve itself: rounds of questions, votes and training, with a report at the end.
@@ -83,10 +93,8 @@ def run(
     Without options: three iterations on the model in the package. Stop it at any point; --resume goes on.
     """
     settings = resolve(preset, config_file, overrides, resume, given)
-    if print_config:
-        from rzero.config import to_yaml
-
-        click.echo(to_yaml(settings, texts=True), nl=False)
+    if print_config or diff is not None:
+        click.echo(printed(settings, diff), nl=False)
         return
     folder = resume or Path(settings.output or default_output(preset or settings.task))
     with sigterm_as_interrupt():
@@ -121,6 +129,33 @@ def resolve(
     elif preset is None and config_file is None and not {"model", "task"} & set(options):
         preset = "tiny"
     return load_config(preset, config_file, overrides, options)
+
+
+def printed(settings: "Settings", diff: str | None) -> str:
+    """The settings as YAML with their texts, or field by field what differs from a preset or file."""
+    from rzero.config import differences, load_config, preset_names, to_yaml
+
+    if diff is None:
+        return to_yaml(settings, texts=True)
+    is_file = diff not in preset_names() and Path(diff).is_file()
+    other = load_config(file=diff) if is_file else load_config(diff)
+    changed = differences(settings, other)
+    if not changed:
+        return f"nothing differs from {diff}\n"
+    width = max(map(len, changed))
+    lines = [f"{'setting':{width}}  here -> {diff}"]
+    lines += [
+        f"{name:{width}}  {as_yaml(here)} -> {as_yaml(there)}" for name, (here, there) in changed.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def as_yaml(value: Any) -> str:
+    """One value as YAML on one line."""
+    import yaml
+
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.split("\n")[0]
 
 
 def default_output(name: str) -> str:

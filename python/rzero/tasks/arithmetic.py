@@ -39,6 +39,7 @@ _CHALLENGER_USER = (
     "Write one new arithmetic problem that takes several steps. Put the expression between <question> and "
     "</question>, then put its value in \\boxed{}. For example: <question>37+48-5</question> \\boxed{80}"
 )
+_EXAMPLES = "These are examples of what is wanted; write a new one, not one of these."
 _SOLVER_SYSTEM = "Work step by step, then put the final whole number in \\boxed{}."
 _SOLVER_USER = "What is {question}?"
 
@@ -79,10 +80,15 @@ class Arithmetic(Task):
         self._held_out = {name: _read_set(name, data) for name in SETS}
         self._held_out_questions = frozenset(p.question for rows in self._held_out.values() for p in rows)
 
-    def challenger_prompt(self, tokenizer: TaskTokenizer) -> list[int]:
+    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Problem] = ()) -> list[int]:
+        shown = [
+            f"<question>{self.canonical(example.question)}</question>\\boxed{{{example.answer}}}"
+            for example in examples
+        ]
         if _is_compact(tokenizer):
-            return tokenizer.encode("<C>")
-        return _in_words(tokenizer, _CHALLENGER_SYSTEM, _CHALLENGER_USER)
+            return tokenizer.encode("".join(f"<C>{text}" for text in [*shown, ""]))
+        user = "\n".join([_EXAMPLES, *shown, _CHALLENGER_USER]) if shown else _CHALLENGER_USER
+        return _in_words(tokenizer, _CHALLENGER_SYSTEM, user)
 
     def solver_prompt(self, tokenizer: TaskTokenizer, question: str) -> list[int]:
         """Token ids that ask for the value of `question`.

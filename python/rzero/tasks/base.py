@@ -47,8 +47,10 @@ class Task(ABC):
     name: str
 
     @abstractmethod
-    def challenger_prompt(self, tokenizer: TaskTokenizer) -> list[int]:
-        """Token ids of the one prompt from which every question is sampled."""
+    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence["Problem"] = ()) -> list[int]:
+        """Token ids of the prompt from which every question of a step is sampled.
+
+        `examples` are questions by people that the prompt shows, given only where a run has anchors."""
 
     @abstractmethod
     def solver_prompt(self, tokenizer: TaskTokenizer, question: str) -> list[int]:

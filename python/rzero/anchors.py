@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A few examples by people that ground the Challenger's prompt (the idea of R-Few, arXiv:2512.02472).
+
+They enter the prompt and nothing else: no reward, no label and no training question comes from them.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rzero.engine.errors import InputError
+from rzero.run_folder import explained, write_atomic
+from rzero.seeds import generator
+from rzero.tasks.base import Problem, Task
+
+COPY = "anchors.jsonl"
+
+
+def of_run(folder: Path, file: str | None, task: Task) -> tuple[Problem, ...]:
+    """The examples of the run in `folder`, which keeps a copy of them: the file may change, the run does not.
+
+    Raises InputError for a file that cannot be read, a line that is no example, or one that is held out.
+    """
+    if file is None:
+        return ()
+    copy = folder / COPY
+    if not copy.exists():
+        lines = [json.dumps(anchor._asdict(), ensure_ascii=False) + "\n" for anchor in read(Path(file), task)]
+        with explained(copy):
+            write_atomic(copy, "".join(lines))
+    return read(copy, task)
+
+
+def read(path: Path, task: Task) -> tuple[Problem, ...]:
+    """The examples of a file of JSON lines {"question", "answer"}."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"anchors: {path} cannot be read: {error}") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise InputError(f"anchors: {path} holds no example")
+    return tuple(_example(line, f"{path}, line {number}", task) for number, line in numbered)
+
+
+def shown(anchors: Sequence[Problem], count: int, seed: int) -> list[Problem]:
+    """`count` of the examples in random order, all of them where they are fewer."""
+    order = generator(seed, "anchors").permutation(len(anchors))
+    return [anchors[int(place)] for place in order[:count]]
+
+
+def _example(line: str, where: str, task: Task) -> Problem:
+    try:
+        row = json.loads(line)
+        question, answer = row["question"], str(row["answer"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f'{where}: expected {{"question": ..., "answer": ...}}, found {line[:80]!r}'
+        ) from None
+    if not isinstance(question, str) or not question.strip():
+        raise InputError(f"{where}: 'question' must be a text, not {question!r}")
+    if task.is_held_out(question):
+        raise InputError(
+            f"{where}: {question[:80]!r} is in a held-out set, so the measure would be worthless"
+        )
+    return Problem(question, answer)
