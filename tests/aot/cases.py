@@ -61,7 +61,69 @@ def rmsnorm() -> Cases:
     yield "rmsnorm float32", partial(call, MODELS[0].hidden, torch.float32)
 
 
-OPS = (rmsnorm,)
+def linear() -> Cases:
+    from rzero.kernels.linear_triton import linear_triton
+
+    def call(K: int, N: int, dtype: torch.dtype) -> None:
+        with_gradient(
+            linear_triton, empty(TOKENS, K, dtype=dtype), empty(N, K, dtype=dtype), empty(N, dtype=dtype)
+        )
+
+    for model in MODELS:
+        outputs = (model.heads + 2 * model.kv_heads) * model.head_size
+        yield f"linear {model.name}", partial(call, model.hidden, outputs, BF16)
+    yield "linear float16", partial(call, MODELS[0].hidden, 1152, torch.float16)
+    yield "linear float32", partial(call, MODELS[0].hidden, 1152, torch.float32)
+
+
+def linear_logprob() -> Cases:
+    from rzero.kernels.linear_logprob_triton import linear_logprob_triton
+
+    def call(D: int, V: int, dtype: torch.dtype) -> None:
+        h, w = (empty(rows, D, dtype=dtype, needs_grad=True) for rows in (TOKENS, V))
+        logp, _ = linear_logprob_triton(h, w, empty(TOKENS, dtype=torch.int64), 0.7)
+        torch.autograd.grad(logp, (h, w), torch.empty_like(logp))
+
+    for model in MODELS:
+        yield f"linear_logprob {model.name}", partial(call, model.hidden, model.vocab, BF16)
+    # The chunks of the vocabulary are the same program over and over: one is enough.
+    yield "linear_logprob float32", partial(call, MODELS[0].hidden, 4096, torch.float32)
+
+
+def policy_loss() -> Cases:
+    from rzero.kernels.policy_loss import ESTIMATORS, MODES, PolicyLossConfig
+    from rzero.kernels.policy_loss_triton import group_advantage_triton, policy_loss_triton
+
+    def call(estimator: str, has_ref: bool) -> None:
+        logp, old, ref, advantage, weight = (empty(TOKENS, dtype=torch.float32) for _ in range(5))
+        cfg = PolicyLossConfig(kl_estimator=estimator)  # type: ignore[arg-type]
+        out = policy_loss_triton(logp.requires_grad_(), old, ref if has_ref else None, advantage, weight, cfg)
+        torch.autograd.grad(out.loss, logp)
+
+    for estimator in ESTIMATORS:
+        yield f"policy_loss {estimator}", partial(call, estimator, True)
+    yield "policy_loss without reference", partial(call, "k3", False)
+    rewards, groups = empty(TOKENS, dtype=torch.float32), empty(TOKENS, dtype=torch.int64)
+    for mode in MODES:
+        yield f"group_advantage {mode}", partial(group_advantage_triton, rewards, groups, mode)
+
+
+def adamw() -> Cases:
+    from rzero.kernels.adamw import AdamwStep
+    from rzero.kernels.adamw_triton import adamw_triton
+
+    def call(dtype: torch.dtype, has_master: bool) -> None:
+        exp_avg, exp_avg_sq, master = (empty(4096, 896, dtype=torch.float32) for _ in range(3))
+        param, grad = empty(4096, 896, dtype=dtype), empty(4096, 896, dtype=dtype)
+        how = AdamwStep(1e-6, 0.9, 0.999, 1e-8, 0.01, 1)
+        adamw_triton(param, grad, exp_avg, exp_avg_sq, master if has_master else None, how)
+
+    yield "adamw float32", partial(call, torch.float32, False)
+    yield "adamw bfloat16 with master", partial(call, BF16, True)
+    yield "adamw bfloat16", partial(call, BF16, False)
+
+
+OPS = (rmsnorm, linear, linear_logprob, policy_loss, adamw)
 
 
 def all_cases() -> dict[str, Call]:
