@@ -21,6 +21,16 @@ def triton_why_not(device: torch.device) -> str | None:
     return None if find_spec("triton") else "triton is not installed"
 
 
+def cuda_why_not(device: torch.device) -> str | None:
+    """Why the CUDA kernels cannot run on `device`, or None."""
+    if device.type != "cuda":
+        return f"runs on a GPU, not on {device.type}"
+    # Not at the top: on a CPU nobody loads the CUDA runtime.
+    from rzero.kernels.cuda import why_not
+
+    return why_not()
+
+
 def check_float(op: str, name: str, tensor: torch.Tensor, ndim: int) -> None:
     """Refuses a tensor that is not of a float type with `ndim` axes, the last one dense."""
     if tensor.dtype not in FLOATS or tensor.ndim != ndim or (tensor.numel() and tensor.stride(-1) != 1):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rzero.kernels.dispatch import Impl, Op
+from rzero.kernels.gpu import cuda_why_not, triton_why_not
 from rzero.kernels.native import check, float_code, lib, native_why_not, view
 
 
@@ -37,7 +38,7 @@ def _check_range(op: str, name: str, index: Tensor, size: int) -> None:
         )
 
 
-def _kv_write_native(
+def kv_write_native(
     k_TGE: Tensor, v_TGE: Tensor, slot_T: Tensor, k_pages_PSGE: Tensor, v_pages_PSGE: Tensor
 ) -> None:
     op, dtype = "kv_write", k_pages_PSGE.dtype
@@ -64,5 +65,20 @@ def _copy_pages_native(k_pages_PSGE: Tensor, v_pages_PSGE: Tensor, src: Tensor, 
     lib.copy_pages(sizes, view(k_pages_PSGE), view(v_pages_PSGE), src.data_ptr(), dst.data_ptr())
 
 
-KV_WRITE = Op("kv_write", kv_write_ref, (Impl("native", _kv_write_native, native_why_not),))
-COPY_PAGES = Op("copy_pages", copy_pages_ref, (Impl("native", _copy_pages_native, native_why_not),))
+KV_WRITE = Op(
+    "kv_write",
+    kv_write_ref,
+    (
+        Impl("native", kv_write_native, native_why_not),
+        Impl("triton", "rzero.kernels.kv_write_triton:kv_write_triton", triton_why_not),
+        Impl("cuda", "rzero.kernels.kv_write_cuda:kv_write_cuda", cuda_why_not),
+    ),
+)
+COPY_PAGES = Op(
+    "copy_pages",
+    copy_pages_ref,
+    (
+        Impl("native", _copy_pages_native, native_why_not),
+        Impl("cuda", "rzero.kernels.kv_write_cuda:copy_pages_cuda", cuda_why_not),
+    ),
+)

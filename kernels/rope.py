@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rzero.kernels.dispatch import Impl, Op, up
+from rzero.kernels.gpu import triton_why_not
 from rzero.kernels.native import address, check, float_code, lib, native_why_not, needs_grad, reject
 from rzero.kernels.rmsnorm import rmsnorm_ref
 
@@ -110,7 +111,7 @@ class _Rope(torch.autograd.Function):
         return None, None, None, grad_qkv_TX, None, None, None, *grad_norms
 
 
-def _rope_native(
+def rope_native(
     qkv_TX: Tensor,
     pos_T: Tensor,
     cos_RE: Tensor,
@@ -134,4 +135,11 @@ def _rope_native(
     return Qkv(q_THE, k_TGE, qkv_TX.as_strided((T, kv_heads, E), (qkv_TX.stride(0), E, 1), values))
 
 
-ROPE = Op("rope", rope_ref, (Impl("native", _rope_native, native_why_not),))
+ROPE = Op(
+    "rope",
+    rope_ref,
+    (
+        Impl("native", rope_native, native_why_not),
+        Impl("triton", "rzero.kernels.rope_triton:rope_triton", triton_why_not),
+    ),
+)

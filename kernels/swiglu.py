@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from rzero.kernels.dispatch import Impl, Op, up
+from rzero.kernels.gpu import triton_why_not
 from rzero.kernels.native import float_code, lib, native_why_not, needs_grad, reject
 
 
@@ -57,4 +58,11 @@ def _swiglu_native(gate_up_T2F: Tensor) -> Tensor:
     return _forward(gate_up_T2F)
 
 
-SWIGLU = Op("swiglu", swiglu_ref, (Impl("native", _swiglu_native, native_why_not),))
+SWIGLU = Op(
+    "swiglu",
+    swiglu_ref,
+    (
+        Impl("native", _swiglu_native, native_why_not),
+        Impl("triton", "rzero.kernels.swiglu_triton:swiglu_triton", triton_why_not),
+    ),
+)

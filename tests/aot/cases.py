@@ -7,7 +7,7 @@ no kernel runs.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,7 +123,102 @@ def adamw() -> Cases:
     yield "adamw bfloat16", partial(call, BF16, False)
 
 
-OPS = (rmsnorm, linear, linear_logprob, policy_loss, adamw)
+def attention() -> Cases:
+    from rzero.kernels.attention import Segments
+    from rzero.kernels.attention_triton import attention_triton
+
+    prompt = TOKENS // 8
+    starts = torch.arange(0, TOKENS, prompt, dtype=torch.int32)
+    lengths = torch.full_like(starts, prompt)
+    group = Segments(starts, lengths, torch.zeros_like(starts), lengths.where(starts > 0, 0))
+
+    def call(heads: tuple[int, int, int], dtype: torch.dtype) -> None:
+        H, G, E = heads
+        q, k = (empty(TOKENS, n, E, dtype=dtype) for n in (H, G))
+        v = empty(TOKENS, (H + 2 * G) * E, dtype=dtype)[:, (H + G) * E :].view(TOKENS, G, E)
+        with_gradient(lambda *qkv: attention_triton(*qkv, group, E**-0.5), q, k, v)
+
+    for model in MODELS:
+        yield f"attention {model.name}", partial(call, (model.heads, model.kv_heads, model.head_size), BF16)
+    yield "attention heads of 96", partial(call, (8, 8, 96), BF16)
+    yield "attention float32", partial(call, (14, 2, 64), torch.float32)
+
+
+def paged_attention() -> Cases:
+    from rzero.kernels.paged_attention_triton import paged_attention_triton
+
+    def call(heads: tuple[int, int, int], dtype: torch.dtype, B: int, rows: int) -> None:
+        H, G, E = heads
+        k_pages, v_pages = (empty(1024, 16, G, E, dtype=dtype) for _ in "kv")
+        table, starts, lengths = (torch.empty(n, dtype=torch.int32) for n in ((B, 128), B + 1, B))
+        q = empty(B * rows, H, E, dtype=dtype)
+        paged_attention_triton(q, k_pages, v_pages, table, starts, lengths, E**-0.5)
+
+    for model in MODELS:
+        heads = (model.heads, model.kv_heads, model.head_size)
+        yield f"paged_attention {model.name}, decoding", partial(call, heads, BF16, 32, 1)
+        yield f"paged_attention {model.name}, prompts", partial(call, heads, BF16, 32, 128)
+    yield "paged_attention heads of 96", partial(call, (8, 8, 96), BF16, 256, 1)
+    yield "paged_attention float32", partial(call, (14, 2, 64), torch.float32, 512, 1)
+
+
+def swiglu() -> Cases:
+    from rzero.kernels.swiglu_triton import swiglu_triton
+
+    def call(F: int) -> None:
+        with_gradient(swiglu_triton, empty(TOKENS, 2 * F))
+
+    for model in MODELS:
+        yield f"swiglu {model.name}", partial(call, model.inner)
+
+
+def rope() -> Cases:
+    from rzero.kernels.rope_triton import rope_triton, rope_write_triton
+
+    def arguments(m: Model) -> tuple[Any, ...]:
+        qkv_TX = empty(TOKENS, (m.heads + 2 * m.kv_heads) * m.head_size)
+        table = empty(TOKENS, m.head_size // 2, dtype=torch.float32)
+        norms = [empty(m.head_size) if m.has_head_norms else None for _ in range(2)]
+        return qkv_TX, empty(TOKENS, dtype=torch.int64), table, table, m.heads, m.kv_heads, *norms
+
+    def train(m: Model) -> None:
+        qkv_TX, *rest = arguments(m)
+        with_gradient(lambda x: rope_triton(x, *rest, eps=1e-6), qkv_TX)
+
+    def sample(m: Model) -> None:
+        pages = {name: empty(64, 16, m.kv_heads, m.head_size) for name in ("k_pages_PSGE", "v_pages_PSGE")}
+        slot_T = empty(TOKENS, dtype=torch.int64)
+        rope_write_triton(*arguments(m), slot_T=slot_T, **pages, eps=1e-6)
+        rope_triton(*arguments(m), eps=1e-6)
+
+    for model in MODELS:
+        yield f"rope {model.name}, training", partial(train, model)
+        yield f"rope {model.name}, sampling", partial(sample, model)
+
+
+def kv_write() -> Cases:
+    from rzero.kernels.kv_write_triton import kv_write_triton
+
+    def call(G: int, E: int) -> None:
+        new = [empty(TOKENS, G, E) for _ in range(2)]
+        kv_write_triton(*new, empty(TOKENS, dtype=torch.int64), *(empty(64, 16, G, E) for _ in range(2)))
+
+    for model in MODELS:
+        yield f"kv_write {model.name}", partial(call, model.kv_heads, model.head_size)
+
+
+OPS = (
+    rmsnorm,
+    swiglu,
+    rope,
+    kv_write,
+    linear,
+    linear_logprob,
+    policy_loss,
+    adamw,
+    attention,
+    paged_attention,
+)
 
 
 def all_cases() -> dict[str, Call]:
