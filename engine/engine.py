@@ -113,7 +113,9 @@ class Engine:
         wanted = max_seqs * -(-self.max_model_len // page_size)
         count = choose_num_pages(page_bytes, num_pages, kv_cache_bytes, wanted, self.device)
         self._cache = KvCache(self.config, count, page_size, self.dtype, self.device)
-        self._scheduler = Scheduler(count, page_size, max_seqs, max_batch_tokens, self.max_model_len)
+        self._scheduler = Scheduler(
+            count, page_size, max_seqs, max_batch_tokens, self.max_model_len, self.weights.base
+        )
         self._tables = rope_tables(self.config, self.max_model_len, self.device)
         sizes = max_batch_tokens, self._scheduler.batch.max_seqs
         self._runner = Runner(self.config, self.kernels, self._cache, self._tables, *sizes)
@@ -154,7 +156,8 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """One forward pass over the running batch. Returns the submitted requests that are complete now.
 
-        One step serves one role; roles take turns. What a callback raises comes out here; outputs that were
+        One step mixes the roles that share all tensors but adapters; others take turns. A request that a
+        callback submits joins the next step. What a callback raises comes out here; outputs that were
         not yet handed out come with the next call. If the step itself is interrupted or fails, all requests
         are aborted and the engine stays usable.
         """
@@ -234,6 +237,11 @@ class Engine:
     def load_training_state(self, role: str, state: "State") -> None:
         """Restore what `training_state` gave; the role's weights must be in place."""
         self._train().load_state(role, state)
+
+    @property
+    def training_seconds(self) -> Mapping[str, float]:
+        """Where the time of all training steps went so far, by part, see `Trainer.seconds`."""
+        return self._train().seconds
 
     def reset_optimizer(self, role: str) -> None:
         """Forget a role's optimizer state."""

@@ -8,8 +8,11 @@ how far they are off is a metric.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -55,6 +58,17 @@ class Trainer:
         self._config, self._weights, self._kernels = config, weights, kernels
         self._cos_RE, self._sin_RE = cos_RE, sin_RE
         self._optimizers: dict[str, AdamW] = {}
+        self.seconds: Counter[str] = Counter()
+        """Where the time of all steps went: reference, forward, backward, optimizer. On a GPU this is the time
+        to launch the work, not to do it."""
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += perf_counter() - start
 
     def train_step(
         self, role: str, groups: Sequence[TrainGroup], cfg: TrainConfig, reference: str | None = None
@@ -88,9 +102,10 @@ class Trainer:
             metrics |= {name: total / tokens for name, total in zip(MEANS, values[3:], strict=True)}
             apply = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
             if apply:
-                self._weights.own(role)
                 scale = optimizer.clip_scale(metrics["grad_norm"], cfg.grad_clip)
-                state.update(dict(self._weights.trainable_tensors(role)), result.grads, cfg, scale)
+                with self._timed("optimizer"):
+                    self._weights.own(role)
+                    state.update(dict(self._weights.trainable_tensors(role)), result.grads, cfg, scale)
         metrics["updates"] = state.step
         metrics["skipped"] = float(not apply)
         return metrics
@@ -149,18 +164,25 @@ class Trainer:
         cfg: TrainConfig,
     ) -> Gradients:
         here = slice(packed.begin, packed.end)
-        logp_A, entropy_A = self._score(policy, packed, cfg.temperature, cfg.recompute_layers)
+        with self._timed("forward"):
+            logp_A, entropy_A = self._score(policy, packed, cfg.temperature, cfg.recompute_layers)
         now_A, old_A = logp_A.detach(), batch.old_logp_A[here]
         ref_A: Tensor | None = None
         if reference is not None:
             # A role that was not updated yet is its own reference: the same tensors would give the same bits.
-            ref_A = now_A if batch.is_own_reference else self._score_only(reference, packed, cfg.temperature)
+            with self._timed("reference"):
+                ref_A = (
+                    now_A
+                    if batch.is_own_reference
+                    else self._score_only(reference, packed, cfg.temperature)
+                )
         out = self._kernels.policy_loss(
             logp_A, old_A, ref_A, batch.advantage_A[here], batch.weight_A[here], cfg.policy_loss
         )
-        new = torch.autograd.grad(out.loss, list(leaves.values()))
         wide = optimizer.moments_dtype(now_A.dtype)
-        grads = {name: grad.to(wide) for name, grad in zip(leaves, new, strict=True)}
+        with self._timed("backward"):
+            new = torch.autograd.grad(out.loss, list(leaves.values()))
+            grads = {name: grad.to(wide) for name, grad in zip(leaves, new, strict=True)}
         apart_A = (now_A - old_A).abs()
         kl = torch.zeros_like(apart_A[0]) if ref_A is None else k3_ref(now_A - ref_A).sum()
         count = packed.end - packed.begin

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times sampling: random prompts of one length, temperature 1, end of sequence ignored, fresh prompts.
+
+    python benchmarks/rollout.py --model DIR --prompts 32 --samples 8 --prompt-tokens 128 --new-tokens 128
+
+The last line is JSON: `tokens_per_s` has one figure a round, and `ceiling_tokens_per_s` is what the matrix
+products of the same work would allow if nothing else took time, measured in the same run. With --texts FILE
+(JSON lines with "problem") the prompts are real questions and answers run to their end of sequence.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from conditions import conditions
+
+PROCESS_START = time.perf_counter()
+
+
+def product_seconds(engine, rows: int) -> float:  # type: ignore[no-untyped-def]
+    """The matrix products of one forward pass over `rows` tokens, head left out; best of three."""
+    linear, w = engine.kernels.linear, engine.weights.role("base")
+    inputs = {width: torch.randn(rows, width).to(engine.dtype) for width in _widths(w)}
+
+    def once() -> None:
+        for layer in w.layers:
+            for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down):
+                linear(inputs[matrix.shape[1]], matrix)
+
+    return best(once)
+
+
+def head_seconds(engine, rows: int) -> float:  # type: ignore[no-untyped-def]
+    head_VD = engine.weights.role("base").head
+    h_BD = torch.randn(rows, head_VD.shape[1]).to(engine.dtype)
+    return best(lambda: engine.kernels.linear(h_BD, head_VD))
+
+
+def _widths(w) -> set[int]:  # type: ignore[no-untyped-def]
+    layer = w.layers[0]
+    return {matrix.shape[1] for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)}
+
+
+@torch.inference_mode()
+def best(once: Callable[[], object], times: int = 3) -> float:
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def ceiling(engine, prompts: int, samples: int, prompt_tokens: int, new_tokens: int, most: int) -> float:  # type: ignore[no-untyped-def]
+    """Tokens per second if only matrix products took time: prefill in whole batches, then decoding."""
+    sequences = prompts * samples
+    rows = min(sequences, most)
+    step = product_seconds(engine, rows) + head_seconds(engine, rows)
+    chunk = min(2048, prompts * prompt_tokens)
+    prefill = product_seconds(engine, chunk) * prompts * prompt_tokens / chunk
+    return sequences * new_tokens / (prefill + step * new_tokens * sequences / rows)
+
+
+@click.command()
+@click.argument("path", required=False)
+@click.option("--model", help="Hugging Face folder or hub name")
+@click.option("--prompts", default=32, show_default=True)
+@click.option("--samples", default=8, show_default=True, help="answers to each prompt")
+@click.option("--prompt-tokens", default=128, show_default=True)
+@click.option("--new-tokens", default=128, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--dtype", default="bfloat16", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=int, help="torch's threads; default: all")
+@click.option("--max-seqs", default=256, show_default=True, help="answers that run at a time")
+@click.option("--texts", type=click.Path(exists=True, dir_okay=False), help='JSON lines with "problem"')
+def main(
+    path: str | None,
+    model: str | None,
+    prompts: int,
+    samples: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    rounds: int,
+    **options,  # type: ignore[no-untyped-def]
+) -> None:
+    from rzero.engine import Engine, SamplingParams
+
+    name = model or path
+    if name is None:
+        raise click.UsageError("give a model: --model DIR")
+    engine = Engine(
+        name,
+        device=options["device"],
+        dtype=options["dtype"],
+        threads=options["threads"],
+        max_seqs=options["max_seqs"],
+        max_model_len=max(2048, prompt_tokens + new_tokens),
+    )
+    rng, texts = random.Random(0), _texts(engine, options["texts"])
+    vocabulary = min(engine.config.vocab_size, 40000)
+    engine.generate([[1, 2, 3]], SamplingParams(max_tokens=1))
+    first_token_s = time.perf_counter() - PROCESS_START
+    click.echo(f"{name}: first token {first_token_s:.1f} s after the start of the process")
+    rates, lengths = [], []
+    for number in range(rounds):
+        params = SamplingParams(n=samples, max_tokens=new_tokens, ignore_eos=texts is None, seed=number)
+        if texts is None:
+            ids = [[rng.randrange(vocabulary) for _ in range(prompt_tokens)] for _ in range(prompts)]
+        else:
+            ids = rng.sample(texts, prompts)
+        start = time.perf_counter()
+        outputs = engine.generate(ids, params)
+        seconds = time.perf_counter() - start
+        tokens = sum(len(sample.token_ids) for output in outputs for sample in output.samples)
+        rates.append(round(tokens / seconds, 1))
+        lengths.append(tokens / (prompts * samples))
+        click.echo(f"round {number + 1}: {tokens} tokens in {seconds:.1f} s, {rates[-1]} tokens/s")
+    most = (
+        None if texts else ceiling(engine, prompts, samples, prompt_tokens, new_tokens, options["max_seqs"])
+    )
+    click.echo(
+        json.dumps(
+            {
+                "benchmark": "rollout",
+                "tokens_per_s": rates,
+                "ceiling_tokens_per_s": most and round(most, 1),
+                "share_of_ceiling": most and round(max(rates) / most, 3),
+                "first_token_s": round(first_token_s, 2),
+                "answer_tokens_mean": round(sum(lengths) / len(lengths), 1),
+                "model": name,
+                "prompts": prompts,
+                "samples": samples,
+                "prompt_tokens": prompt_tokens if texts is None else None,
+                "new_tokens": new_tokens,
+                **{key: options[key] for key in ("dtype", "max_seqs", "texts")},
+                "linear": next(str(choice) for choice in engine.kernels.report if choice.op == "linear"),
+                **conditions(options["device"]),
+            }
+        )
+    )
+
+
+def _texts(engine, file: str | None) -> list[list[int]] | None:  # type: ignore[no-untyped-def]
+    if file is None:
+        return None
+    problems = [json.loads(line)["problem"] for line in Path(file).read_text("utf-8").splitlines()]
+    return [engine.tokenizer.chat([{"role": "user", "content": problem}]) for problem in problems]
+
+
+if __name__ == "__main__":
+    main()
