@@ -7,21 +7,15 @@ repetitions. No answer is a wrong answer.
 """
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from rzero.config import nearest
 from rzero.engine.errors import InputError
+from rzero.intervals import bootstrap, wilson
 from rzero.rollout import Draw, Request, Run, Unit, draw, mean, sample_metrics, tokens
-from rzero.seeds import generator
 from rzero.settings import Sampling
 from rzero.tasks.base import Problem, Task
 from rzero.votes import count_votes
-
-BOOTSTRAP_REPETITIONS = 2000
-Z_95 = 1.959964
 
 
 class Measured(NamedTuple):
@@ -155,21 +149,3 @@ def majority(
         "majority_interval": wilson(right, len(problems)),
         "agreement_mean": mean([vote.share for vote in votes]),
     }
-
-
-def wilson(right: int, of: int) -> list[float]:
-    """Wilson's 95% interval of a share."""
-    if of == 0:
-        return [0.0, 1.0]
-    share, z2 = right / of, Z_95**2
-    middle = (share + z2 / (2 * of)) / (1 + z2 / of)
-    half = Z_95 / (1 + z2 / of) * sqrt(share * (1 - share) / of + z2 / (4 * of * of))
-    return [max(0.0, middle - half), min(1.0, middle + half)]
-
-
-def bootstrap(values: Sequence[float], seed: int) -> list[float]:
-    """95% percentile interval of the mean when problems are drawn again, always the same draws."""
-    data = np.asarray(values, dtype=np.float64)
-    picks = generator(seed, "bootstrap").integers(0, len(data), size=(BOOTSTRAP_REPETITIONS, len(data)))
-    low, high = np.quantile(data[picks].mean(axis=1), [0.025, 0.975])
-    return [float(low), float(high)]

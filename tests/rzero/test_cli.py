@@ -120,16 +120,11 @@ def test_sigterm_ends_a_run_as_an_interrupt_does() -> None:
 
 def test_eval_prints_every_accuracy_with_its_interval() -> None:
     row = {"set": "easy", "problems": 20, "greedy": 0.9, "greedy_interval": [0.7, 0.97], "k": 0}
-    assert table([row])[1].split() == ["easy", "20", "90.0", "[70.0,", "97.0]"]
-    sampled = {
-        "k": 4,
-        "mean_at_k": 0.5,
-        "interval": [0.4, 0.6],
-        "majority_at_k": 0.6,
-        "majority_interval": [0.5, 0.7],
-    }
-    assert "mean@4" in table([row | sampled])[0]
-    assert "50.0 [40.0, 60.0]" in table([row | sampled])[1]
+    row |= {"unanswered_share": 0.05, "cut_share": 0.0}
+    assert table([row])[1].split() == ["easy", "20", "90.0", "[70.0,", "97.0]", "5.0%", "0.0%"]
+    sampled = {"k": 4, "mean_at_k": 0.5, "interval": [0.4, 0.6]}
+    assert "50.0 [40.0, 60.0]   4" in table([row | sampled])[1]
+    assert table([row, row], {"greedy": 0.9})[3].split() == ["average", "90.0"]
 
 
 def test_eval_without_sets_says_where_they_come_from() -> None:
@@ -139,11 +134,10 @@ def test_eval_without_sets_says_where_they_come_from() -> None:
 
 
 def test_eval_measures_the_model_in_the_package(tmp_path: Path) -> None:
-    file = tmp_path / "rows.json"
     options = ["--set", "easy", "--limit", "2", "--samples", "0", "--max-tokens", "8", "--threads", "1"]
-    result = CliRunner().invoke(app, ["eval", "tiny", *options, "--output", str(file)])
+    result = CliRunner().invoke(app, ["eval", "tiny", *options, "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert json.loads(file.read_text())["rows"][0]["problems"] == 2
+    assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["problems"] == 2
 
 
 def test_generate_answers_each_prompt_with_its_log_probs() -> None:

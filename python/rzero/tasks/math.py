@@ -10,11 +10,11 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 from rzero.engine.errors import InputError
 from rzero.grading import Judge
+from rzero.plain_numbers import same_number
 from rzero.tasks.base import MAX_TEXT_CHARS, Invalid, Problem, Question, Task, TaskTokenizer, last_box
 
 CHALLENGER_SYSTEM = r"""You are an expert competition-math problem setter.
@@ -32,13 +32,17 @@ CHALLENGER_USER = (
     "Generate one new, challenging reasoning question now. "
     "Remember to format the output exactly as instructed."
 )
+EXAMPLES = "These are examples of the kind of question that is wanted. Write a new one, not one of these."
+EXAMPLE = "<question>\n{question}\n</question>\n\n\\boxed{{{answer}}}"
 SOLVER_SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
+
+# What a base model would write after its answer where the prompt is plain text: the next question.
+PLAIN_STOP = ("\nuser:", "\nsystem:")
 
 MAX_QUESTION_CHARS = 4000
 # Questions that share this many words in a row with a held-out problem count as that problem.
 OVERLAP_WORDS = 13
 
-_NUMBER = re.compile(r"[+-]?(?:\d{1,300}(?:\.\d{0,300})?|\.\d{1,300})")
 _WORD = re.compile(r"\w+")
 
 
@@ -54,11 +58,13 @@ class Math(Task):
         self._held_out_runs = {run for problem in problems for run in _word_runs(problem.question)}
         self._judge = Judge("rzero.math_judge:same")
 
-    def challenger_prompt(self, tokenizer: TaskTokenizer) -> list[int]:
-        return _ask(tokenizer, CHALLENGER_SYSTEM, CHALLENGER_USER)
+    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Problem] = ()) -> list[int]:
+        shown = [EXAMPLE.format(question=example.question, answer=example.answer) for example in examples]
+        user = "\n\n".join([EXAMPLES, *shown, CHALLENGER_USER]) if shown else CHALLENGER_USER
+        return ask(tokenizer, CHALLENGER_SYSTEM, user)
 
     def solver_prompt(self, tokenizer: TaskTokenizer, question: str) -> list[int]:
-        return _ask(tokenizer, SOLVER_SYSTEM, question)
+        return ask(tokenizer, SOLVER_SYSTEM, question)
 
     def parse_question(self, text: str) -> Question | Invalid:
         text = text[:MAX_TEXT_CHARS]
@@ -129,14 +135,11 @@ def normalised(answer: str) -> str:
 
 
 def _decided(a: str, b: str) -> bool | None:
-    if a == b:
-        return True
-    if _NUMBER.fullmatch(a) and _NUMBER.fullmatch(b):
-        return Fraction(a) == Fraction(b)
-    return None
+    return True if a == b else same_number(a, b)
 
 
-def _ask(tokenizer: TaskTokenizer, system: str, user: str) -> list[int]:
+def ask(tokenizer: TaskTokenizer, system: str, user: str) -> list[int]:
+    """Token ids of a system's and a user's text under the chat template, or as plain text without one."""
     if tokenizer.has_chat_template:
         return tokenizer.chat([{"role": "system", "content": system}, {"role": "user", "content": user}])
     return tokenizer.encode(f"system: {system}\nuser: {user}\nassistant:")
