@@ -49,14 +49,14 @@ def _rmsnorm_backward(
     block = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK_D)
     mask = cols < D
-    w = tl.load(w_ptr + cols, mask=mask, other=0.0).to(tl.float32)
     grad_w = tl.zeros([BLOCK_D], dtype=tl.float32)
     for row in range(block * ROWS, tl.minimum(block * ROWS + ROWS, T)):
         rstd = tl.load(rstd_ptr + row)
         normed = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32) * rstd
         grad_y = tl.load(grad_y_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
         grad_w += grad_y * normed
-        scaled = grad_y * w
+        # Read anew for each row: kept in registers over the loop, it makes ptxas spill on sm_80.
+        scaled = grad_y * tl.load(w_ptr + cols, mask=mask, other=0.0).to(tl.float32)
         grad_x = rstd * (scaled - normed * (tl.sum(scaled * normed, axis=0) / D))
         if extra_ptr is not None:
             grad_x += tl.load(extra_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)

@@ -133,7 +133,7 @@ def inputs() -> tuple[Tensor, ...]:
                 x[page, : length - start] = randn(S, G, E, dtype=torch.bfloat16, seed=2 * page + i)[
                     : length - start
                 ]
-    q_BHE = apart(4 * randn(3, 6, E, dtype=torch.bfloat16))
+    q_BHE = apart(4 * randn(3, 6, E, dtype=torch.bfloat16, seed=99))
     return q_BHE, apart(kv[0]), apart(kv[1]), table_BM, torch.tensor(lengths, dtype=torch.int32)
 
 
