@@ -18,6 +18,7 @@ void bind_bleu(pybind11::module_& m);
 void bind_kv_write(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_linear_logprob(pybind11::module_& m);
+void bind_lora(pybind11::module_& m);
 void bind_policy_loss(pybind11::module_& m);
 void bind_rmsnorm(pybind11::module_& m);
 void bind_rope(pybind11::module_& m);
@@ -85,6 +86,7 @@ PYBIND11_MODULE(_native, m) {
   rzero::bind_kv_write(m);
   rzero::bind_linear(m);
   rzero::bind_linear_logprob(m);
+  rzero::bind_lora(m);
   rzero::bind_policy_loss(m);
   rzero::bind_rmsnorm(m);
   rzero::bind_rope(m);

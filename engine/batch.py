@@ -60,6 +60,9 @@ class Batch:
     def __init__(self, max_seqs: int, max_pages: int) -> None:
         self.max_seqs = max_seqs
         self.size = 0
+        self.roles: list[str] = []
+        """Every role that had a row; the column `role` holds places in this list."""
+        self.role = np.zeros(max_seqs, np.int64)
         self.table = np.zeros((max_seqs, max_pages), np.int32)
         """Pages of each row; rows beyond `size` serve the prompts that are prefilled in the same step."""
         self.page_count = np.zeros(max_seqs, np.int64)
@@ -87,8 +90,8 @@ class Batch:
 
     def _columns(self) -> tuple[npt.NDArray[Any], ...]:
         return (
-            self.table, self.page_count, self.token, self.position, self.first, self.last, self.age,
-            self.temperature, self.top_k, self.top_p, self.min_p, self.key, self.has_stop_strings,
+            self.role, self.table, self.page_count, self.token, self.position, self.first, self.last,
+            self.age, self.temperature, self.top_k, self.top_p, self.min_p, self.key, self.has_stop_strings,
             self.record, self.owner, self.stop_ids,
         )  # fmt: skip
 
@@ -101,7 +104,10 @@ class Batch:
         rows = slice(self.size, self.size + len(answers))
         self.size += len(answers)
         self._widen(request)
+        if request.role not in self.roles:
+            self.roles.append(request.role)
         drawn = len(answers[0].tokens)
+        self.role[rows] = self.roles.index(request.role)
         self.table[rows, : len(shared)] = shared
         self.table[rows, len(shared)] = own
         self.page_count[rows] = len(shared) + 1
@@ -137,6 +143,10 @@ class Batch:
             self._tokens = np.pad(self._tokens, ((0, 0), (0, more)))
             self._logprobs = np.pad(self._logprobs, ((0, 0), (0, more)))
             self._full_logprobs = np.pad(self._full_logprobs, ((0, 0), (0, more)))
+
+    def running_roles(self) -> list[str]:
+        """The roles that have a row now."""
+        return [self.roles[place] for place in np.unique(self.role[: self.size])]
 
     def advance(self, tokens: Ints, logprobs: Floats, full_logprobs: Floats) -> npt.NDArray[np.int8]:
         """Append one drawn token per row. Returns whether and why each row ended, stop strings aside."""

@@ -41,6 +41,7 @@ INHERITED = (
     "generation_config.json",
     "LICENSE",
 )
+ADAPTER_CONFIG = "adapter_config.json"
 # Fields of adapter_config.json whose listed values leave the plain product b a; any other value is refused.
 ADAPTER_FIXED: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
@@ -309,7 +310,7 @@ def load_adapter(folder: Path, config: ModelConfig, base: ModelWeights) -> Model
     Dropout in the folder's configuration is for PEFT's own training and has no effect here. Raises InputError
     for another kind of adapter and for tensors that do not fit the model.
     """
-    fields = read_json(folder / "adapter_config.json")
+    fields = read_json(folder / ADAPTER_CONFIG)
     for name, allowed in ADAPTER_FIXED.items():
         if name in fields and fields[name] not in allowed:
             raise InputError(
@@ -318,7 +319,7 @@ def load_adapter(folder: Path, config: ModelConfig, base: ModelWeights) -> Model
     rank, alpha = fields.get("r"), fields.get("lora_alpha")
     if not isinstance(rank, int) or not isinstance(alpha, int | float):
         raise InputError(
-            f"{folder / 'adapter_config.json'}: r and lora_alpha must be numbers, found {rank!r}, {alpha!r}"
+            f"{folder / ADAPTER_CONFIG}: r and lora_alpha must be numbers, found {rank!r}, {alpha!r}"
         )
     # Rank-stabilised adapters divide by the root of the rank; as a plain adapter that is a larger alpha.
     alpha = alpha * math.sqrt(rank) if fields.get("use_rslora") else alpha

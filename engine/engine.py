@@ -197,17 +197,46 @@ class Engine:
         self.weights.drop(role)
         self.reset_optimizer(role)
 
-    def load(self, role: str, folder: str | Path) -> None:
-        """Set a role's tensors, new role or old, from a Hugging Face folder of a model of the same shape."""
+    def load(self, role: str, folder: str | Path, of: str = "base") -> None:
+        """Set a role's tensors, new role or old, from a Hugging Face folder of a model of the same shape.
+
+        A PEFT folder gives the role its adapters over the tensors of the role `of`, which are shared.
+        """
         path = Path(folder)
+        if (path / checkpoint.ADAPTER_CONFIG).is_file():
+            base = self.weights.role(of)
+            if base.lora is not None:
+                raise InputError(f"role {of!r} has adapters; {path} needs a role without any below it")
+            adapted = checkpoint.load_adapter(path, self.config, base)
+            self.release_kv()
+            self.weights.replace(role, adapted)
+            return
         if (config := checkpoint.load_config(path)) != self.config:
             raise InputError(f"{path}: config.json describes another model than the engine's: {config}")
         self.release_kv()
         self.weights.replace(role, checkpoint.load_weights(path, self.config, self.dtype, self.device))
 
-    def save(self, role: str, folder: str | Path) -> None:
-        """Write a role as a Hugging Face folder, adapters merged, replacing the folder in one step."""
-        checkpoint.save_hf(Path(folder), self.config, self.weights.role(role), self.folder)
+    def save(self, role: str, folder: str | Path, as_adapter: bool = False) -> None:
+        """Write a role as a Hugging Face folder, adapters merged, replacing the folder in one step.
+
+        as_adapter: write the adapters alone, as a PEFT folder over the model that the engine was loaded from.
+        """
+        weights = self.weights.role(role)
+        if not as_adapter:
+            checkpoint.save_hf(Path(folder), self.config, weights, self.folder)
+        elif weights.lora is None:
+            raise InputError(f"role {role!r} has no adapters; save it with as_adapter=False")
+        else:
+            checkpoint.save_adapter(Path(folder), weights, str(self.folder or self.config.model_type))
+
+    def tensors(self, role: str = "base") -> dict[str, torch.Tensor]:
+        """A role's tensors under the names that transformers uses: views of what the engine samples from.
+
+        A transformers model whose parameters are given these tensors (`parameter.data = tensor`) shares the
+        engine's memory: whoever trains that model in place changes what the next step samples from. Adapters
+        are not among them.
+        """
+        return checkpoint.hf_tensors(self.config, self.weights.role(role))
 
     # ---- training
 

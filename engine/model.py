@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from rzero.engine.config import ModelConfig
 from rzero.engine.lora import Adapter
 from rzero.engine.weights import LayerWeights, ModelWeights
-from rzero.kernels import Kernels, Segments
+from rzero.kernels import Kernels, LoraPart, Segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +56,15 @@ class Step:
     attend: PagedStep | PackedStep
 
 
+@dataclass(frozen=True, slots=True)
+class RoleRows:
+    """Rows start..stop of a step, which are computed with a role's adapters."""
+
+    start: int
+    stop: int
+    weights: ModelWeights
+
+
 def forward(
     config: ModelConfig,
     weights: ModelWeights,
@@ -65,15 +73,21 @@ def forward(
     cos_RE: Tensor,
     sin_RE: Tensor,
     recompute_layers: bool = False,
+    *,
+    mixed: Sequence[RoleRows] | None = None,
 ) -> Tensor:
     """Hidden states h_TD after the final norm, in the weights' number type.
 
     cos_RE and sin_RE are the float32 tables [positions, E / 2] of `rope_tables`. Under autograd the role's
     tensors are the leaves; with `recompute_layers` each layer's activations are computed again in the
-    backward pass instead of kept. Logits are `kernels.linear(h, weights.head)`; training uses
+    backward pass instead of kept. `mixed`, where given, says which rows take the adapters of which role; the
+    roles share all other tensors with `weights`. A row's numbers are those of a pass of its role alone.
+    Logits are `kernels.linear(h, weights.head)`; training uses
     `kernels.linear_logprob`, which never stores them.
     """
-    pass_ = _Pass(config, step, kernels, cos_RE, sin_RE)
+    roles = (RoleRows(0, len(step.ids_T), weights),) if mixed is None else mixed
+    adapted = tuple(rows for rows in roles if rows.weights.lora is not None)
+    pass_ = _Pass(config, step, kernels, cos_RE, sin_RE, adapted)
     delta_TD, residual_TD = F.embedding(step.ids_T, weights.embed), None
     for index, layer in enumerate(weights.layers):
         if recompute_layers:
@@ -94,54 +108,41 @@ class _Pass:
     kernels: Kernels
     cos_RE: Tensor
     sin_RE: Tensor
+    adapted: Sequence[RoleRows]
 
 
 def _layer(
     run: _Pass, w: LayerWeights, index: int, delta_TD: Tensor, residual_TD: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """One layer. What the layer before added comes apart from the residual stream: the norm adds it."""
-    k, config, lora, eps = run.kernels, run.config, w.lora, run.config.rms_norm_eps
+    k, config, eps = run.kernels, run.config, run.config.rms_norm_eps
+    hidden, inner = config.hidden_size, config.intermediate_size
     if residual_TD is None:
         residual_TD, x_TD = delta_TD, k.rmsnorm(delta_TD, w.input_norm, eps)
     else:
         x_TD, residual_TD = k.add_rmsnorm(delta_TD, residual_TD, w.input_norm, eps)
     qkv_TX = k.linear(x_TD, w.qkv, w.qkv_bias)
-    if lora is not None:
-        qkv_TX = _adapt(k, qkv_TX, x_TD, (lora.q_proj, lora.k_proj, lora.v_proj), config.qkv_sizes)
+    qkv_TX = _adapt(run, index, qkv_TX, x_TD, ("q_proj", "k_proj", "v_proj"), config.qkv_sizes)
     o_TX = _attend(run, w, index, qkv_TX).flatten(1)
-    delta_TD = k.linear(o_TX, w.o)
-    if lora is not None:
-        delta_TD = _adapt(k, delta_TD, o_TX, (lora.o_proj,), (config.hidden_size,))
+    delta_TD = _adapt(run, index, k.linear(o_TX, w.o), o_TX, ("o_proj",), (hidden,))
     x_TD, residual_TD = k.add_rmsnorm(delta_TD, residual_TD, w.post_norm, eps)
     gate_up_T2F = k.linear(x_TD, w.gate_up)
-    if lora is not None:
-        inner = config.intermediate_size
-        gate_up_T2F = _adapt(k, gate_up_T2F, x_TD, (lora.gate_proj, lora.up_proj), (inner, inner))
+    gate_up_T2F = _adapt(run, index, gate_up_T2F, x_TD, ("gate_proj", "up_proj"), (inner, inner))
     x_TF = k.swiglu(gate_up_T2F)
-    delta_TD = k.linear(x_TF, w.down)
-    if lora is not None:
-        delta_TD = _adapt(k, delta_TD, x_TF, (lora.down_proj,), (config.hidden_size,))
+    delta_TD = _adapt(run, index, k.linear(x_TF, w.down), x_TF, ("down_proj",), (hidden,))
     return delta_TD, residual_TD
 
 
 def _attend(run: _Pass, w: LayerWeights, index: int, qkv_TX: Tensor) -> Tensor:
-    k, config, step = run.kernels, run.config, run.step
-    q_THE, k_TGE, v_TGE = k.rope(
-        qkv_TX,
-        step.pos_T,
-        run.cos_RE,
-        run.sin_RE,
-        config.heads,
-        config.kv_heads,
-        w.q_norm,
-        w.k_norm,
-        eps=config.rms_norm_eps,
-    )
-    attend = step.attend
+    k, config, attend = run.kernels, run.config, run.step.attend
+    rotate = (run.step.pos_T, run.cos_RE, run.sin_RE, config.heads, config.kv_heads, w.q_norm, w.k_norm)
+    eps = config.rms_norm_eps
     if isinstance(attend, PackedStep):
-        return k.attention(q_THE, k_TGE, v_TGE, attend.segments, config.scale)
+        qkv = k.rope(qkv_TX, *rotate, eps=eps)
+        return k.attention(qkv.q_THE, qkv.k_TGE, qkv.v_TGE, attend.segments, config.scale)
     k_pages_PSGE, v_pages_PSGE = attend.k_pages_LPSGE[index], attend.v_pages_LPSGE[index]
-    k.kv_write(k_TGE, v_TGE, attend.slot_T, k_pages_PSGE, v_pages_PSGE)
+    pages = {"slot_T": attend.slot_T, "k_pages_PSGE": k_pages_PSGE, "v_pages_PSGE": v_pages_PSGE}
+    q_THE = k.rope_write(qkv_TX, *rotate, **pages, eps=eps)
     return k.paged_attention(
         q_THE,
         k_pages_PSGE,
@@ -154,15 +155,15 @@ def _attend(run: _Pass, w: LayerWeights, index: int, qkv_TX: Tensor) -> Tensor:
 
 
 def _adapt(
-    k: Kernels, y_TN: Tensor, x_TK: Tensor, adapters: tuple[Adapter | None, ...], sizes: tuple[int, ...]
+    run: _Pass, index: int, y_TN: Tensor, x_TK: Tensor, targets: tuple[str, ...], sizes: tuple[int, ...]
 ) -> Tensor:
-    """y plus the adapters' products, each in the columns of its own projection."""
-    if not any(adapters):
-        return y_TN
-    parts = [
-        x_TK.new_zeros(len(x_TK), size)
-        if adapter is None
-        else k.linear(k.linear(x_TK, adapter.a) * adapter.scale, adapter.b)
-        for adapter, size in zip(adapters, sizes, strict=True)
-    ]
-    return y_TN + (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+    """y plus the roles' adapters, each in the rows of its role and the columns of its projection."""
+    parts = []
+    for rows in run.adapted:
+        lora, column = rows.weights.layers[index].lora, 0
+        for target, size in zip(targets, sizes, strict=True):
+            adapter: Adapter | None = None if lora is None else getattr(lora, target)
+            if adapter is not None:
+                parts.append(LoraPart(adapter.a, adapter.b, adapter.scale, column, rows.start, rows.stop))
+            column += size
+    return run.kernels.lora(y_TN, x_TK, parts) if parts else y_TN

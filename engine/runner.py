@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a plan to tokens: copy pages, one forward pass over rows and chunks, head and sampling for
 the rows.
+
+The rows of a step come first, one token each, then the chunks; both sorted by role, so that a role's adapters
+apply to at most two runs of rows.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +17,8 @@ from torch import Tensor
 from rzero.engine.batch import Batch, Floats, Ints
 from rzero.engine.config import ModelConfig
 from rzero.engine.kv_cache import KvCache
-from rzero.engine.model import PagedStep, Step, forward
-from rzero.engine.scheduler import Plan
+from rzero.engine.model import PagedStep, RoleRows, Step, forward
+from rzero.engine.scheduler import Chunk, Plan
 from rzero.engine.weights import ModelWeights
 from rzero.kernels import Kernels
 
@@ -56,12 +60,21 @@ class Runner:
         self._rows = np.arange(max_seqs)
 
     @torch.inference_mode()
-    def run(self, plan: Plan, batch: Batch, weights: ModelWeights) -> Drawn:
-        """Compute a plan under a role's weights. Raises ValueError where a row's logits are not numbers."""
+    def run(self, plan: Plan, batch: Batch, weights_of: Callable[[str], ModelWeights]) -> Drawn:
+        """Compute a plan, each answer under its role's weights, which share all tensors but adapters.
+
+        Raises ValueError where a row's logits are not numbers.
+        """
         self._copy_pages(plan)
-        step = self._step(plan, batch)
-        h_TD = forward(self._config, weights, step, self._kernels, self._cos_RE, self._sin_RE)
-        return self._sample(h_TD[: plan.rows], batch, weights.head)
+        rows = batch.role[: plan.rows].argsort(kind="stable")
+        chunks = sorted(plan.chunks, key=lambda chunk: chunk.prefix.role)
+        step = self._step(rows, chunks, batch)
+        mixed = [
+            RoleRows(start, stop, weights_of(role)) for role, start, stop in _role_rows(rows, chunks, batch)
+        ]
+        weights, tables = mixed[0].weights, (self._cos_RE, self._sin_RE)
+        h_TD = forward(self._config, weights, step, self._kernels, *tables, mixed=mixed)
+        return self._sample(h_TD[: plan.rows], rows, batch, weights.head)
 
     def _copy_pages(self, plan: Plan) -> None:
         if plan.copies:
@@ -71,17 +84,17 @@ class Runner:
             for k_pages_PSGE, v_pages_PSGE in zip(*self._cache.pages(), strict=True):
                 self._kernels.copy_pages(k_pages_PSGE, v_pages_PSGE, src, dst)
 
-    def _step(self, plan: Plan, batch: Batch) -> Step:
-        """Rows first, one token each, then the chunks; a chunk's pages lie in the table behind the rows'."""
-        n, size = plan.rows, self._cache.page_size
-        positions = batch.position[:n]
-        self._ids[:n] = batch.token[:n]
+    def _step(self, rows: Ints, chunks: list[Chunk], batch: Batch) -> Step:
+        """The batch's rows in this order, then the chunks, whose pages lie in the table behind the rows'."""
+        n, size = len(rows), self._cache.page_size
+        positions = batch.position[rows]
+        self._ids[:n] = batch.token[rows]
         self._positions[:n] = positions
-        self._slots[:n] = batch.table[self._rows[:n], positions // size] * np.int64(size) + positions % size
+        self._slots[:n] = batch.table[rows, positions // size] * np.int64(size) + positions % size
         self._q_start[: n + 1] = np.arange(n + 1)
         self._kv_len[:n] = positions + 1
         end = n
-        for row, chunk in enumerate(plan.chunks, n):
+        for row, chunk in enumerate(chunks, n):
             prefix, here = chunk.prefix, slice(end, end + chunk.stop - chunk.start)
             places = np.arange(chunk.start, chunk.stop)
             self._ids[here] = prefix.ids[chunk.start : chunk.stop]
@@ -91,30 +104,53 @@ class Runner:
             self._kv_len[row] = chunk.stop
             self._q_start[row + 1] = end = here.stop
         k_pages_LPSGE, v_pages_LPSGE = self._cache.pages()
-        sequences = n + len(plan.chunks)
+        sequences = n + len(chunks)
+        table = batch.table[:sequences]
+        if (rows != self._rows[:n]).any():
+            table = np.concatenate([table[rows], table[n:]])
         attend = PagedStep(
             k_pages_LPSGE=k_pages_LPSGE,
             v_pages_LPSGE=v_pages_LPSGE,
             slot_T=self._tensor(self._slots[:end]),
-            page_table_BM=self._tensor(batch.table[:sequences]),
+            page_table_BM=self._tensor(table),
             q_start_B1=self._tensor(self._q_start[: sequences + 1]),
             kv_len_B=self._tensor(self._kv_len[:sequences]),
         )
         return Step(self._tensor(self._ids[:end]), self._tensor(self._positions[:end]), attend)
 
-    def _sample(self, h_BD: Tensor, batch: Batch, head_VD: Tensor) -> Drawn:
-        """Rows are grouped for memory alone: a row's logits and its token do not depend on its neighbours."""
-        n = len(h_BD)
-        if not n:
-            return Drawn(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
+    def _sample(self, h_BD: Tensor, rows: Ints, batch: Batch, head_VD: Tensor) -> Drawn:
+        """What is drawn for each row of the batch; h_BD are `rows` of it, in this order.
+
+        They are grouped for memory alone: a row's logits and its token do not depend on its neighbours.
+        """
+        n = len(rows)
+        drawn = Drawn(np.empty(n, np.int64), np.empty(n, np.float32), np.empty(n, np.float32))
         columns = (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.key, batch.position + 1)
         group = max(16, LOGITS_BYTES // (4 * len(head_VD)))
-        parts = []
         for start in range(0, n, group):
-            rows = slice(start, min(start + group, n))
-            logits_BV = self._kernels.linear(h_BD[rows], head_VD)
-            parts.append(self._kernels.sample(logits_BV, *(self._tensor(column[rows]) for column in columns)))
-        return Drawn(*(torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True)))
+            here = rows[start : start + group]
+            logits_BV = self._kernels.linear(h_BD[start : start + group], head_VD)
+            settings = (self._tensor(column[here]) for column in columns)
+            for values, part in zip(drawn, self._kernels.sample(logits_BV, *settings), strict=True):
+                values[here] = part.cpu().numpy()
+        return drawn
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _role_rows(rows: Ints, chunks: list[Chunk], batch: Batch) -> list[tuple[str, int, int]]:
+    """(role, start, stop) of each run of the step's rows that one role computes, in order."""
+    places, counts = np.unique(batch.role[rows], return_counts=True)
+    lengths = [(batch.roles[place], count) for place, count in zip(places, counts.tolist(), strict=True)]
+    lengths += [(chunk.prefix.role, chunk.stop - chunk.start) for chunk in chunks]
+    runs: list[tuple[str, int, int]] = []
+    start = 0
+    for role, length in lengths:
+        stop = start + length
+        if runs and runs[-1][0] == role:
+            runs[-1] = (role, runs[-1][1], stop)
+        else:
+            runs.append((role, start, stop))
+        start = stop
+    return runs

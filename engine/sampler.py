@@ -54,6 +54,7 @@ class Sampler:
         self._scheduler, self._runner, self._seed = scheduler, runner, seed
         self._texts = Texts(tokenizer, config.vocab_size)
         self._requests = 0
+        self._version = weights.version
         self._open: dict[int, _Open] = {}
         self._ready: deque[tuple[_Open, RequestOutput]] = deque()
         self._unclaimed: list[RequestOutput] = []
@@ -200,8 +201,11 @@ class Sampler:
 
     def _advance(self) -> None:
         scheduler = self._scheduler
+        if self._version != self._weights.version:
+            scheduler.regroup()
+            self._version = self._weights.version
         plan = scheduler.plan()
-        drawn = self._runner.run(plan, scheduler.batch, self._weights.role(plan.role))
+        drawn = self._runner.run(plan, scheduler.batch, self._weights.role)
         scheduler.commit(plan)
         reasons = scheduler.batch.advance(*drawn)
         self._texts.stop(scheduler.batch, reasons)

@@ -13,11 +13,12 @@ youngest answer is preempted: it becomes a prefix made of prompt and drawn token
 token do not depend on the step that computed them and random numbers are keyed by answer and position, so
 none of this shows in the result.
 
-One step serves one role. Roles take turns: a turn lasts until the requests that were waiting at its start
-are done, longer if no other role waits.
+Roles that share all tensors but adapters have one base, and one queue: a step mixes them. Bases take turns: a
+turn lasts until the requests that were waiting at its start are done, longer if no other base waits.
 """
 
 from collections import deque
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +37,7 @@ class Prefix:
     """Positions 0..len(ids)-2 of one text: computed once, read by every answer that starts from it."""
 
     ids: Ints
+    role: str
     key: tuple[str, bytes] | None
     """Role and prompt, by which later requests find it; None for the private prefix of a preempted answer."""
     pages: Pages = field(default_factory=lambda: _NO_PAGES)
@@ -63,6 +65,13 @@ class Group:
     waiting: int
     preempted: Answer | None = None
 
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Its place in a queue: preempted answers first, oldest first, then requests as they came."""
+        if self.preempted is not None:
+            return False, self.preempted.age
+        return True, self.request.request_id
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -77,7 +86,6 @@ class Chunk:
 class Plan:
     """One step: page copies first, then one token for each of the batch's rows and the chunks."""
 
-    role: str
     rows: int = 0
     chunks: list[Chunk] = field(default_factory=list)
     copies: list[tuple[int, Pages]] = field(default_factory=list)
@@ -88,18 +96,28 @@ class Scheduler:
     """Waiting groups, running answers and the pages of both."""
 
     def __init__(
-        self, num_pages: int, page_size: int, max_seqs: int, max_batch_tokens: int, max_length: int
+        self,
+        num_pages: int,
+        page_size: int,
+        max_seqs: int,
+        max_batch_tokens: int,
+        max_length: int,
+        base_of: Callable[[str], Hashable] = str,
     ) -> None:
+        """base_of: what two roles have in common exactly if a step can mix them; by default no two can."""
         self.pool = PagePool(num_pages, page_size)
         self.max_batch_tokens = max_batch_tokens
         self.max_length = max_length
         self.batch = Batch(min(max_seqs, max_batch_tokens), min(self.pool.pages_for(max_length), num_pages))
-        self.role = ""
+        self.base: Hashable = None
+        """Whose turn it is."""
+        self._base_of = base_of
         self.preemptions = 0
         self._started = 0
         self._turn_ends = -1
         self._newest = -1
-        self.queues: dict[str, deque[Group]] = {}
+        self.queues: dict[Hashable, deque[Group]] = {}
+        """By base; in order of `Group.rank`."""
         self._prefixes: dict[tuple[str, bytes], Prefix] = {}
         self._held: list[Prefix] = []
 
@@ -128,18 +146,30 @@ class Scheduler:
         """Queue a request that fits; request ids grow."""
         self.check_fits(request)
         key = (request.role, request.prompt.tobytes())
-        prefix = self._prefixes.setdefault(key, Prefix(request.prompt, key))
+        prefix = self._prefixes.setdefault(key, Prefix(request.prompt, request.role, key))
         prefix.waiting += request.params.n
-        queue = self.queues.setdefault(request.role, deque())
-        queue.append(Group(request, prefix, 0, request.params.n))
+        self._queue(request.role).append(Group(request, prefix, 0, request.params.n))
         self._newest = request.request_id
+
+    def _queue(self, role: str) -> deque[Group]:
+        return self.queues.setdefault(self._base_of(role), deque())
+
+    def regroup(self) -> None:
+        """Sort everything by bases anew, after some roles have got other tensors."""
+        if {self._base_of(role) for role in self.batch.running_roles()} - {self.base}:
+            while self.batch.size:
+                self._preempt()
+        groups = [group for queue in self.queues.values() for group in queue]
+        self.queues = {}
+        for group in sorted(groups, key=lambda group: group.rank):
+            self._queue(group.request.role).append(group)
 
     def plan(self) -> Plan:
         """Choose the next step's work and give it its pages; the caller computes it and calls `commit`."""
         self._take_turns()
-        plan = Plan(self.role)
+        plan = Plan()
         self._grow()
-        queue = self.queues.get(self.role, deque())
+        queue = self.queues.get(self.base, deque())
         self._admit(queue, plan)
         if not self.batch.size and not plan.chunks and queue:
             for prefix in [p for p in self._held if p is not queue[0].prefix]:
@@ -172,10 +202,10 @@ class Scheduler:
         owners = self.batch.owner[: self.batch.size]
         rows = [row for row, answer in enumerate(owners) if answer.request.request_id == request_id]
         self._remove(np.array(rows, np.int64))
-        for role, queue in self.queues.items():
+        for base, queue in self.queues.items():
             gone = [group for group in queue if group.request.request_id == request_id]
             if gone:
-                self.queues[role] = deque(group for group in queue if group.request.request_id != request_id)
+                self.queues[base] = deque(group for group in queue if group.request.request_id != request_id)
             for group in gone:
                 self._leave(group.prefix, group.waiting)
 
@@ -213,18 +243,18 @@ class Scheduler:
         assert (batch.position[: batch.size] <= written).all()
 
     def _take_turns(self) -> None:
-        heads = {role: queue[0].request.request_id for role, queue in self.queues.items() if queue}
+        heads = {base: queue[0].request.request_id for base, queue in self.queues.items() if queue}
         if self.batch.size or not heads:
             return
-        mine = heads.get(self.role)
+        mine = heads.get(self.base)
         if mine is None or (len(heads) > 1 and mine > self._turn_ends):
-            self.role = min(heads, key=lambda role: (role == self.role, heads[role]))
+            self.base = min(heads, key=lambda base: (base == self.base, heads[base]))
             self._turn_ends = self._newest
 
     def _is_in_turn(self, group: Group) -> bool:
         if group.request.request_id <= self._turn_ends:
             return True
-        return not any(queue for role, queue in self.queues.items() if role != self.role)
+        return not any(queue for base, queue in self.queues.items() if base != self.base)
 
     def _grow(self) -> None:
         """Give a page to each running answer whose next token opens one."""
@@ -253,9 +283,9 @@ class Scheduler:
         row = int(self.batch.age[: self.batch.size].argmax())
         answer = self.batch.carry(row)
         self._remove(np.array([row]))
-        prefix = Prefix(np.concatenate([answer.request.prompt, answer.tokens]), None, waiting=1)
-        queue = self.queues[answer.request.role]
-        queue.appendleft(Group(answer.request, prefix, answer.index, 1, answer))
+        role, text = answer.request.role, np.concatenate([answer.request.prompt, answer.tokens])
+        prefix = Prefix(text, role, None, waiting=1)
+        self._queue(role).appendleft(Group(answer.request, prefix, answer.index, 1, answer))
         self.preemptions += 1
 
     def _remove(self, rows: Ints) -> None:

@@ -113,7 +113,16 @@ class Weights:
 
     def __init__(self, config: ModelConfig, base: ModelWeights, role: str = "base") -> None:
         self.config = config
-        self._roles: dict[str, ModelWeights] = {role: base}
+        self.version = 0
+        """Grows whenever a role gets other tensors; values of tensors may change without it."""
+        self._roles: dict[str, ModelWeights] = {}
+        self._bases: dict[str, tuple[int, ...]] = {}
+        self._set(role, base)
+
+    def _set(self, name: str, weights: ModelWeights) -> None:
+        self._roles[name] = weights
+        self._bases[name] = tuple(id(tensor) for _, tensor in base_tensors(weights))
+        self.version += 1
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -127,26 +136,32 @@ class Weights:
         except KeyError:
             raise InputError(f"role {name!r} does not exist (there are: {', '.join(self._roles)})") from None
 
+    def base(self, name: str) -> tuple[int, ...]:
+        """Equal for two roles exactly if they share all tensors but adapters: one batch can mix them."""
+        self.role(name)
+        return self._bases[name]
+
     def fork(self, name: str, of: str) -> None:
         """A new role with the same tensors as `of`: no copy is made until one of the two is trained."""
         if name in self._roles:
             raise InputError(f"role {name!r} exists already; drop it first")
-        self._roles[name] = self.role(of)
+        self._set(name, self.role(of))
 
     def drop(self, name: str) -> None:
         """Forget a role; tensors that no other role shares are freed."""
         self.role(name)
-        del self._roles[name]
+        del self._roles[name], self._bases[name]
+        self.version += 1
 
     def rename(self, name: str, new: str) -> None:
         """Give a role another name, replacing a role of that name."""
-        self._roles[new] = self.role(name)
+        self._set(new, self.role(name))
         if new != name:
-            del self._roles[name]
+            self.drop(name)
 
     def replace(self, name: str, weights: ModelWeights) -> None:
         """Set the tensors of a role, new or old, for example those just loaded from a checkpoint."""
-        self._roles[name] = weights
+        self._set(name, weights)
 
     def own(self, name: str) -> ModelWeights:
         """Copy those trainable tensors of a role that another role shares, and return the role's record.
@@ -163,7 +178,8 @@ class Weights:
             if id(tensor) in taken
         }
         if copies:
-            self._roles[name] = weights = substitute(weights, copies)
+            weights = substitute(weights, copies)
+            self._set(name, weights)
         return weights
 
     def add_lora(self, name: str, lora: LoraConfig, seed: int = 0) -> None:
@@ -179,7 +195,7 @@ class Weights:
             replace(layer, lora=new_layer_lora(self.config, lora, layer.qkv, generator))
             for layer in weights.layers
         )
-        self._roles[name] = replace(weights, layers=layers, lora=lora)
+        self._set(name, replace(weights, layers=layers, lora=lora))
 
     def named_tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """All tensors of a role with their names, adapters included, in a fixed order; tied come once."""

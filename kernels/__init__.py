@@ -25,10 +25,12 @@ from rzero.kernels.dispatch import Choice, Impl, Op, choose, wanted_backends
 from rzero.kernels.kv_write import COPY_PAGES, KV_WRITE
 from rzero.kernels.linear import LINEAR
 from rzero.kernels.linear_logprob import LINEAR_LOGPROB
+from rzero.kernels.lora import LORA, LoraPart
 from rzero.kernels.paged_attention import PAGED_ATTENTION
 from rzero.kernels.policy_loss import GROUP_ADVANTAGE, POLICY_LOSS, PolicyLossConfig, PolicyLossOut
 from rzero.kernels.rmsnorm import ADD_RMSNORM, RMSNORM
 from rzero.kernels.rope import ROPE, Qkv
+from rzero.kernels.rope_write import ROPE_WRITE
 from rzero.kernels.sample import SAMPLE
 from rzero.kernels.swiglu import SWIGLU
 
@@ -38,6 +40,7 @@ __all__ = [
     "Choice",
     "Impl",
     "Kernels",
+    "LoraPart",
     "Op",
     "PolicyLossConfig",
     "PolicyLossOut",
@@ -48,9 +51,11 @@ __all__ = [
 
 OPS = (
     LINEAR,
+    LORA,
     RMSNORM,
     ADD_RMSNORM,
     ROPE,
+    ROPE_WRITE,
     SWIGLU,
     KV_WRITE,
     COPY_PAGES,
@@ -71,9 +76,11 @@ class Kernels:
 
     report: tuple[Choice, ...]
     linear: Callable[..., Tensor]
+    lora: Callable[[Tensor, Tensor, Sequence[LoraPart]], Tensor]
     rmsnorm: Callable[[Tensor, Tensor, float], Tensor]
     add_rmsnorm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     rope: Callable[..., Qkv]
+    rope_write: Callable[..., Tensor]
     swiglu: Callable[[Tensor], Tensor]
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     copy_pages: Callable[[Tensor, Tensor, Tensor, Tensor], None]

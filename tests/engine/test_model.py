@@ -16,7 +16,15 @@ from rzero.engine.weights import Weights, base_tensors
 from rzero.kernels import Kernels, resolve
 
 BACKENDS = ("ref", "auto")
-OPS_OF_THE_DECODER = ("rmsnorm", "add_rmsnorm", "rope", "swiglu", "kv_write", "paged_attention", "attention")
+OPS_OF_THE_DECODER = (
+    "rmsnorm",
+    "add_rmsnorm",
+    "rope",
+    "rope_write",
+    "swiglu",
+    "attention",
+    "paged_attention",
+)
 MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")
 
 

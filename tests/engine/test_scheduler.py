@@ -150,7 +150,7 @@ def test_roles_take_turns_in_order() -> None:
     roles = []
     while run.scheduler.has_work:
         run.step()
-        roles.append(run.scheduler.role)
+        roles.append(run.scheduler.base)
         if len(roles) == 1:  # comes while b waits: a's turn does not get longer
             late = request(6, [5], n=1, max_tokens=3, role="a")
             run.scheduler.submit(late)

@@ -65,7 +65,9 @@ class TextCache:
         tokens = plan.rows + sum(chunk.stop - chunk.start for chunk in plan.chunks)
         assert 0 < tokens <= scheduler.max_batch_tokens
         assert plan.rows + len(plan.chunks) <= batch.max_seqs
-        assert all(answer.request.role == plan.role for answer in batch.owner[: plan.rows])
+        roles = [answer.request.role for answer in batch.owner[: plan.rows]]
+        assert batch.running_roles() == sorted(set(roles), key=batch.roles.index)
+        assert all(scheduler._base_of(role) == scheduler.base for role in roles)
         self.cells[scheduler.pool.holders == 0] = FREE
         for source, copies in plan.copies:
             self.cells[copies] = self.cells[source]
