@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples do what their first lines say."""
+
+import importlib.util
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rzero.engine import Engine, SamplingParams
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = Path(str(files("rzero") / "models" / "tiny"))
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_grpo_learns() -> None:
+    rewards = example("grpo").train(steps=10)
+    assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.15
+
+
+def test_a_transformers_model_shares_the_memory_that_the_engine_samples_from() -> None:
+    engine = Engine(TINY, dtype="float32", max_model_len=64)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    before = engine.tensors()["model.layers.0.self_attn.q_proj.weight"].clone()
+    example("shared_memory").share(engine, model)
+    ids = engine.tokenizer.encode("<S>1+2=") if engine.tokenizer else []
+    model(torch.tensor([ids]), labels=torch.tensor([ids])).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
+    assert not torch.equal(engine.tensors()["model.layers.0.self_attn.q_proj.weight"], before)
+    [output] = engine.generate([ids], SamplingParams(max_tokens=8, seed=0, ignore_eos=True))
+    answer = output.samples[0]
+    logits = model(torch.tensor([[*ids, *answer.token_ids]])).logits[0, len(ids) - 1 : -1]
+    theirs = logits.log_softmax(-1).gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
+    assert answer.full_logprobs == pytest.approx(theirs.tolist(), abs=1e-4)
+
+
+def test_somebody_elses_loop_runs() -> None:
+    lengths = example("shared_memory").train(str(TINY), steps=2, prompt="<S>12+34=")
+    assert len(lengths) == 2 and all(length > 0 for length in lengths)
