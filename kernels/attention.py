@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rzero.kernels.dispatch import Impl, Op, up
+from rzero.kernels.gpu import triton_why_not
 from rzero.kernels.native import check, float_code, lib, native_why_not, needs_grad, reject, view
 
 
@@ -122,4 +123,11 @@ def _attention_native(
     return _forward(q_THE, k_TGE, v_TGE, segments, scale, None)
 
 
-ATTENTION = Op("attention", attention_ref, (Impl("native", _attention_native, native_why_not),))
+ATTENTION = Op(
+    "attention",
+    attention_ref,
+    (
+        Impl("native", _attention_native, native_why_not),
+        Impl("triton", "rzero.kernels.attention_triton:attention_triton", triton_why_not),
+    ),
+)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rzero.kernels.attention import attend_ref
 from rzero.kernels.dispatch import Impl, Op
+from rzero.kernels.gpu import cuda_why_not, triton_why_not
 from rzero.kernels.native import check, float_code, lib, native_why_not, reject, view
 
 
@@ -70,5 +71,11 @@ def _paged_attention_native(
 
 
 PAGED_ATTENTION = Op(
-    "paged_attention", paged_attention_ref, (Impl("native", _paged_attention_native, native_why_not),)
+    "paged_attention",
+    paged_attention_ref,
+    (
+        Impl("native", _paged_attention_native, native_why_not),
+        Impl("triton", "rzero.kernels.paged_attention_triton:paged_attention_triton", triton_why_not),
+        Impl("cuda", "rzero.kernels.paged_attention_cuda:paged_attention_cuda", cuda_why_not),
+    ),
 )

@@ -3,32 +3,19 @@
 
 import pytest
 import torch
+from attention_inputs import Rows, count, segments, tensors
 from harness import DTYPES, apart, assert_same_bits, check_error, native, needs_native, randn
 from torch import Tensor
 
 from rzero.kernels.attention import ATTENTION, Segments, attention_ref
 
 HEADS = ((4, 2, 32), (14, 2, 64), (3, 1, 6), (6, 3, 10), (2, 2, 128))
-Rows = tuple[int, int, int, int]
 # start, length, prefix start, prefix length: prompts, answers, an answer to a part of a prompt, nothing.
 PACKED: tuple[Rows, ...] = (
     (0, 37, 0, 0), (37, 1, 0, 37), (38, 90, 0, 37), (128, 5, 0, 0), (133, 70, 128, 5), (203, 20, 128, 3),
     (223, 130, 0, 0), (353, 33, 223, 130), (386, 0, 0, 5),
 )  # fmt: skip
 SMALL: tuple[Rows, ...] = ((0, 3, 0, 0), (3, 2, 0, 3), (5, 1, 0, 3), (6, 4, 0, 0))
-
-
-def segments(rows: tuple[Rows, ...]) -> Segments:
-    return Segments(*(torch.tensor(column, dtype=torch.int32) for column in zip(*rows, strict=True)))
-
-
-def count(rows: tuple[Rows, ...]) -> int:
-    return sum(length for _, length, _, _ in rows)
-
-
-def tensors(rows: tuple[Rows, ...], H: int, G: int, E: int, dtype: torch.dtype) -> list[Tensor]:
-    T = count(rows)
-    return [randn(T, n, E, dtype=dtype, seed=seed) for seed, n in enumerate((H, G, G))]
 
 
 @needs_native

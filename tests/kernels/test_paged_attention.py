@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from attention_inputs import Cache
 from harness import (
     BACKENDS,
     CPU,
@@ -24,33 +25,6 @@ from rzero.kernels.paged_attention import PAGED_ATTENTION, paged_attention_ref
 HEADS = ((4, 2, 32), (14, 2, 64), (3, 1, 6), (2, 2, 128))
 # rows of q and length of each sequence: decoding, a whole prompt, a chunk of one, a sequence that waits.
 STEP = ((1, 1), (1, 100), (70, 70), (33, 130), (0, 17), (0, 0), (1, 16), (2, 65))
-UNUSED = 2**30
-
-
-class Cache:
-    """Keys and values in shuffled pages; what no sequence owns is NaN, unused slots of the table absurd."""
-
-    def __init__(self, lengths: list[int], S: int, G: int, E: int, dtype: torch.dtype) -> None:
-        self.k = [randn(n, G, E, dtype=dtype, seed=2 * b) for b, n in enumerate(lengths)]
-        self.v = [randn(n, G, E, dtype=dtype, seed=2 * b + 1) for b, n in enumerate(lengths)]
-        used = [-(-n // S) for n in lengths]
-        P, M = sum(used) + 3, max(used) + 2
-        free = iter(torch.randperm(P, generator=torch.Generator().manual_seed(S)).tolist())
-        self.table_BM = torch.full((len(lengths), M), UNUSED, dtype=torch.int32)
-        self.k_pages, self.v_pages = (
-            apart(torch.full((P, S, G, E), float("nan"), dtype=dtype)) for _ in "kv"
-        )
-        for b, n in enumerate(lengths):
-            for m in range(used[b]):
-                page, rows = next(free), slice(m * S, min(n, (m + 1) * S))
-                self.table_BM[b, m] = page
-                self.k_pages[page, : rows.stop - rows.start] = self.k[b][rows]
-                self.v_pages[page, : rows.stop - rows.start] = self.v[b][rows]
-
-    def args(self, rows: list[int], lengths: list[int]) -> tuple[Tensor, ...]:
-        """Everything after q, but for the scale."""
-        starts = torch.tensor([0, *rows]).cumsum(0).int()
-        return self.k_pages, self.v_pages, self.table_BM, starts, torch.tensor(lengths, dtype=torch.int32)
 
 
 @needs_native
