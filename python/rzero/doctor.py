@@ -3,6 +3,7 @@
 
 import os
 import platform
+import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from rzero import __version__
 from rzero.config import load_config, model_path
 from rzero.engine import checkpoint
+from rzero.engine.config import ModelConfig
 from rzero.engine.dtype import choose_dtype
 from rzero.engine.errors import InputError
 from rzero.engine.lora import LoraConfig
-from rzero.engine.memory import MemoryRequest, RolePlan, gib, plan_memory
+from rzero.engine.memory import MemoryPlan, MemoryRequest, Part, RolePlan, gib, plan_memory
 from rzero.kernels import resolve
 from rzero.settings import Settings
 
@@ -30,6 +32,8 @@ PACKAGES = (
     "pydantic",
     "math-verify",
 )
+# Parts of a plan that each of several devices holds a share of.
+SHARDED = ("weights: ", "optimizer: ", "gradients")
 
 
 class Section(NamedTuple):
@@ -39,7 +43,9 @@ class Section(NamedTuple):
     rows: Sequence[tuple[str, str]]
 
 
-def examine(*, model: str | None, preset: str | None, device: str, dtype: str) -> list[Section]:
+def examine(
+    *, model: str | None, preset: str | None, device: str, dtype: str, config_file: Path | None = None
+) -> list[Section]:
     """All sections; raises InputError for an unknown device, model or preset."""
     target = torch_device(device)
     sections = [
@@ -48,9 +54,9 @@ def examine(*, model: str | None, preset: str | None, device: str, dtype: str) -
         Section("number type", [dtype_row(dtype, target)]),
         Section(f"kernels on {target}", kernels(target)),
     ]
-    if model is not None:
-        config = load_config(preset, options={"model": model})
-        sections.append(Section(f"memory of a run on {model}", memory(config, dtype, target)))
+    if model is not None or config_file is not None:
+        config = load_config(preset, config_file, options={} if model is None else {"model": model})
+        sections.append(Section(f"memory of a run on {config.model}", memory(config, dtype, target)))
     return sections
 
 
@@ -116,21 +122,66 @@ def kernels(device: torch.device) -> list[tuple[str, str]]:
 
 def memory(config: Settings, dtype: str, device: torch.device) -> list[tuple[str, str]]:
     """What a run on `config.model` needs at its largest, part by part."""
+    plan = run_plan(config, planned_dtype(config, dtype, device))
+    return [*((part.name, gib(part.bytes)) for part in plan.parts), ("total", gib(plan.total_bytes))]
+
+
+def planned_dtype(config: Settings, dtype: str, device: torch.device | None) -> torch.dtype:
+    """The number type of a planned run: as asked for, else the settings', else what the device is good at.
+
+    device: None for one that is not here, which is taken to multiply bfloat16.
+    """
+    name = config.engine.dtype if dtype == "auto" else dtype
+    if device is None:
+        return torch.bfloat16 if name == "auto" else choose_dtype(name, torch.device("cpu"))[0]
+    return choose_dtype(name, device)[0]
+
+
+def run_plan(config: Settings, dtype: torch.dtype, devices: int = 1) -> MemoryPlan:
+    """The memory plan of a run on `config.model`, a folder of which only config.json is read.
+
+    devices: where more than one, what FSDP2 would shard (each role's own weights, optimizer and gradients) is
+    counted by the part that one device holds; one full set of weights stays on each for sampling.
+    """
     model = checkpoint.load_config(checkpoint.resolve_model(model_path(config.model)))
     held: Literal["lora", "full"] = "lora" if config.roles == "lora" else "full"
     names = ("solver",) if config.roles == "single" else ("challenger", "solver")
-    length = config.engine.max_model_len or config.max_question_tokens + config.solver.sampling.max_tokens
-    pages_each = -(-min(length, model.max_positions) // config.engine.page_size)
     plan = plan_memory(
         model,
         MemoryRequest(
-            dtype=choose_dtype(dtype, device)[0],
+            dtype=dtype,
             roles=[RolePlan(name, held) for name in names],
             lora=LoraConfig(rank=config.lora.rank, alpha=config.lora.alpha) if held == "lora" else None,
-            pages=config.engine.num_pages or config.engine.max_seqs * pages_each,
+            pages=planned_pages(config, model, dtype),
             page_size=config.engine.page_size,
             max_seqs=config.engine.max_seqs,
             micro_batch_tokens=max(config.challenger.micro_batch_tokens, config.solver.micro_batch_tokens),
         ),
     )
-    return [*((part.name, gib(part.bytes)) for part in plan.parts), ("total", gib(plan.total_bytes))]
+    return MemoryPlan(tuple(_on_one_device(part, devices) for part in plan.parts))
+
+
+def planned_pages(config: Settings, model: ModelConfig, dtype: torch.dtype) -> int:
+    """Pages of the pool: as set, else what the cache's memory holds, else every sequence at its longest."""
+    how = config.engine
+    if how.num_pages is not None:
+        return how.num_pages
+    if how.kv_cache_gib is not None:
+        return int(how.kv_cache_gib * 2**30) // (how.page_size * model.kv_bytes_per_token(dtype.itemsize))
+    length = how.max_model_len or config.max_question_tokens + config.solver.sampling.max_tokens
+    return how.max_seqs * -(-min(length, model.max_positions) // how.page_size)
+
+
+def _on_one_device(part: Part, devices: int) -> Part:
+    if devices == 1 or part.name == "weights: base" or not part.name.startswith(SHARDED):
+        return part
+    return Part(f"{part.name}, 1/{devices}", -(-part.bytes // devices))
+
+
+def memory_bytes(text: str) -> int:
+    """The bytes that "80GB" (10^9) or "80GiB" (2^30) means; raises InputError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB)", text.strip())
+    if match is None:
+        raise InputError(f"--device-memory {text!r} is not of the form 80GB or 80GiB")
+    units = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
+    return int(float(match[1]) * units[match[2]])
