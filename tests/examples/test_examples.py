@@ -48,3 +48,9 @@ def test_a_transformers_model_shares_the_memory_that_the_engine_samples_from() -
 def test_somebody_elses_loop_runs() -> None:
     lengths = example("shared_memory").train(str(TINY), steps=2, prompt="<S>12+34=")
     assert len(lengths) == 2 and all(length > 0 for length in lengths)
+
+
+def test_trl_trains_on_our_rollouts() -> None:
+    pytest.importorskip("trl")
+    rewards = example("trl_rollouts").train(steps=10)
+    assert sum(rewards[-4:]) > sum(rewards[:4]) + 0.1, "what TRL learns must show in what the engine samples"
