@@ -18,7 +18,11 @@ def triton_why_not(device: torch.device) -> str | None:
     """Why the Triton kernels cannot run on `device`, or None."""
     if device.type != "cuda":
         return f"runs on a GPU, not on {device.type}"
-    return None if find_spec("triton") else "triton is not installed"
+    if not find_spec("triton"):
+        return "triton is not installed"
+    if device.index not in (None, torch.cuda.current_device()):
+        return f"Triton launches on the current device, cuda:{torch.cuda.current_device()}"
+    return None
 
 
 def cuda_why_not(device: torch.device) -> str | None:

@@ -207,12 +207,26 @@ def kv_write() -> Cases:
         yield f"kv_write {model.name}", partial(call, model.kv_heads, model.head_size)
 
 
+def lora() -> Cases:
+    from rzero.kernels.lora import LoraPart
+    from rzero.kernels.lora_triton import lora_triton
+
+    def call(D: int, rank: int) -> None:
+        a, b = empty(rank, D), empty(D, rank)
+        parts = [LoraPart(a, b, 2.0, 0, 0, TOKENS // 2), LoraPart(a, b, 2.0, 0, TOKENS // 2, TOKENS)]
+        lora_triton(empty(TOKENS, D), empty(TOKENS, D), parts)
+
+    for model in MODELS:
+        yield f"lora {model.name}", partial(call, model.hidden, 16)
+
+
 OPS = (
     rmsnorm,
     swiglu,
     rope,
     kv_write,
     linear,
+    lora,
     linear_logprob,
     policy_loss,
     adamw,
