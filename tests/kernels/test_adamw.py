@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness import DTYPES
 from torch import Tensor
 
 from rzero.kernels.adamw import ADAMW, AdamwStep, adamw_ref
@@ -92,7 +93,7 @@ def test_master_keeps_what_bfloat16_would_lose(adamw: Any, grad_dtype: torch.dty
 
 
 @needs_native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.usefixtures("restored_threads")
 def test_threads_and_neighbours_change_no_bit(dtype: torch.dtype) -> None:
     native = choose(ADAMW, CPU, "native")[0]

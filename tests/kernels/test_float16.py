@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rzero.kernels.adamw import ADAMW, AdamwStep
 
-# One update that reads and writes and changes nothing: exp_avg becomes the gradient, param the rounded master.
+# One update that changes nothing: exp_avg becomes the gradient, param the rounded master.
 IDLE = AdamwStep(lr=0.0, beta1=0.0, beta2=0.9, eps=1.0, weight_decay=0.0, step=1)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness import DTYPES
 from torch import Tensor
 
 from rzero.kernels.dispatch import choose
@@ -42,7 +43,7 @@ def run(function: Any, args: Any, temperature: float) -> list[Tensor]:
 
 
 @needs_native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_error_against_float64_is_that_of_torch(shape: Any, temperature: float, dtype: torch.dtype) -> None:
@@ -78,12 +79,12 @@ def test_gradients_of_the_reference_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda h, w: linear_logprob_ref(h, w, target_T, 0.7)[0], (h_TD, w_VD))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("V", [25, 2051])
 @pytest.mark.usefixtures("restored_threads")
-def test_row_alone_has_the_bits_of_the_row_in_a_batch(
-    linear_logprob: Any, V: int, dtype: torch.dtype
-) -> None:
+def test_row_alone_has_the_bits_of_the_row_in_a_batch(V: int, dtype: torch.dtype) -> None:
+    linear_logprob = choose(LINEAR_LOGPROB, CPU, "native")[0]
     h_TD, w_VD, target_T = case(50, 48, V, dtype)
     for threads in (1, 2):
         torch.set_num_threads(threads)

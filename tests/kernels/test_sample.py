@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from harness import DTYPES
 from torch import Tensor
 
 from rzero.kernels.dispatch import choose
+from rzero.kernels.linear import LINEAR
 from rzero.kernels.linear_logprob import LINEAR_LOGPROB
 from rzero.kernels.native import lib
 from rzero.kernels.sample import SAMPLE, philox_ref, sample_ref, support_ref, uniform_ref
@@ -86,7 +88,7 @@ CASES = (
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("V", [1, 25, 1000, 5003])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.usefixtures("instruction_set")
 def test_native_draws_what_the_reference_draws(case: Any, V: int, dtype: torch.dtype) -> None:
     native = choose(SAMPLE, CPU, "native")[0]
@@ -167,7 +169,7 @@ def test_tokens_without_mass_are_never_drawn(sample: Any) -> None:
         assert logp.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.usefixtures("restored_threads")
 def test_row_alone_has_the_bits_of_the_row_in_a_batch(backend: str, dtype: torch.dtype) -> None:
@@ -188,21 +190,20 @@ def test_row_alone_has_the_bits_of_the_row_in_a_batch(backend: str, dtype: torch
             assert all(torch.equal(x[b : b + 1], y) for x, y in zip(together, alone, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("V", [25, 4099])
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_log_probs_have_the_bits_of_linear_logprob(
     backend: str, temperature: float, V: int, dtype: torch.dtype
 ) -> None:
-    sample, linear_logprob = (choose(op, CPU, backend)[0] for op in (SAMPLE, LINEAR_LOGPROB))
+    sample, linear, linear_logprob = (choose(op, CPU, backend)[0] for op in (SAMPLE, LINEAR, LINEAR_LOGPROB))
     B, D = 40, 24
     h_BD, w_VD = (
         torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(dtype)
         for shape in ((B, D), (V, D))
     )
-    logits_BV = torch.nn.functional.linear(h_BD, w_VD)
-    token, logp, full = sample(logits_BV, *settings(B, temperature=temperature), *keys(B))
+    token, logp, full = sample(linear(h_BD, w_VD), *settings(B, temperature=temperature), *keys(B))
     assert torch.equal(linear_logprob(h_BD, w_VD, token, temperature)[0], logp)
     assert torch.equal(linear_logprob(h_BD, w_VD, token)[0], full)
 
