@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Package layout and native extension of rzero (metadata lives in pyproject.toml).
 
-The extension is optional: without a C++ compiler the install succeeds and the torch reference kernels are
-used.
+The native extension is optional: without a C++ compiler the install succeeds and the torch reference
+kernels are used. The CUDA extension is built where nvcc and an NVIDIA GPU are there, or with RZERO_CUDA=1,
+and then it must succeed; RZERO_CUDA=0 leaves it out.
 """
 
 import os
 import platform
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CCompilerError, ExecError, PlatformError
+from setuptools.errors import CCompilerError, CompileError, ExecError, PlatformError
 
 ROOMS = {"rzero": "python/rzero", "rzero.engine": "engine", "rzero.kernels": "kernels"}
 
@@ -71,6 +73,42 @@ FLAGS = (
 )
 WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi")
 
+CUDA_SOURCES = (
+    "csrc/cuda_device.cu",
+    "csrc/cuda_module.cpp",
+    "csrc/kv_write.cu",
+    "csrc/paged_attention.cu",
+    "csrc/sample.cu",
+)
+# Ampere, Hopper, Blackwell, and code that the driver translates for every other GPU from Ampere on.
+CUDA_TARGETS = ("sm_80", "sm_90", "sm_100", "compute_80")
+CUDA_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fmad=false",  # as above: nothing fused that the source does not fuse
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    *(f"-gencode=arch={code.replace('sm', 'compute')},code={code}" for code in CUDA_TARGETS),
+)
+
+
+def find_nvcc():
+    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
+    return shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
+
+
+def is_cuda_asked():
+    """True or False where RZERO_CUDA says so, None where the machine decides."""
+    asked = os.environ.get("RZERO_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise SystemExit(f"RZERO_CUDA is {asked!r}; use 1 to build the CUDA kernels, 0 to leave them out")
+    return {"": None, "0": False, "1": True}[asked]
+
+
+def wants_cuda():
+    asked = is_cuda_asked()
+    has_gpu = any(Path("/proc/driver/nvidia/gpus").glob("*"))
+    return (has_gpu and find_nvcc() is not None) if asked is None else asked
+
 
 class BuildNative(build_ext):
     """Compiles the sources side by side, per instruction set, and goes on without the extension if that
@@ -78,9 +116,17 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext):
         try:
-            self._compile_and_link(ext)
+            if ext.name == "rzero._cuda":
+                self._build_cuda(ext)
+            else:
+                self._compile_and_link(ext)
         except (CCompilerError, ExecError, PlatformError, ImportError, OSError) as error:
             reason = str(error).splitlines()[0]
+            if not ext.optional:
+                raise CompileError(f"{ext.name} was asked for and cannot be built: {reason}") from error
+            if ext.name == "rzero._cuda":
+                print(f"rzero: no CUDA kernels ({reason}); others will be used on a GPU", flush=True)
+                return
             print(
                 f"rzero: no native kernels ({reason}); the slower torch reference kernels will be used",
                 flush=True,
@@ -118,6 +164,31 @@ class BuildNative(build_ext):
             target_lang="c++",
         )
 
+    def _build_cuda(self, ext):
+        import pybind11
+
+        nvcc = find_nvcc()
+        if nvcc is None:
+            raise ExecError("nvcc is neither in CUDA_HOME/bin nor on the PATH")
+        folder = Path(self.build_temp) / "cuda"
+        folder.mkdir(parents=True, exist_ok=True)
+        include = [f"-I{path}" for path in (*self.compiler.include_dirs, pybind11.get_include(), "csrc")]
+        newest_header = max(Path(header).stat().st_mtime for header in (*ext.depends, "setup.py"))
+
+        def compile_one(source):
+            target = folder / f"{Path(source).name}.o"
+            newest = max(newest_header, Path(source).stat().st_mtime)
+            if self.force or not target.exists() or target.stat().st_mtime < newest:
+                self.spawn([nvcc, *CUDA_FLAGS, *include, "-c", source, "-o", str(target)])
+            return str(target)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, ext.sources))
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The runtime is linked statically: the file loads where there is none, and then says so.
+        self.spawn([nvcc, "-shared", "--cudart=static", *objects, "-o", str(target)])
+
     def copy_extensions_to_source(self):
         # A running process may have the old file mapped: it keeps it when the name is given to a new file.
         for ext in self.extensions:
@@ -133,7 +204,12 @@ class BuildNative(build_ext):
 
 
 SOURCES = [f"csrc/{stem}.cpp" for stem in (*KERNELS, *BINDINGS)]
-HEADERS = sorted(str(path) for path in Path("csrc").glob("*.h"))
+HEADERS = sorted(str(path) for path in Path("csrc").glob("*.h") if path.name != "cuda.h")
+EXTENSIONS = [Extension("rzero._native", SOURCES, depends=HEADERS, language="c++", optional=True)]
+if wants_cuda():
+    cuda_headers = ["csrc/cuda.cuh", "csrc/cuda.h"]
+    is_optional = not is_cuda_asked()
+    EXTENSIONS.append(Extension("rzero._cuda", [*CUDA_SOURCES], depends=cuda_headers, optional=is_optional))
 
 setup(
     packages=[
@@ -154,6 +230,6 @@ setup(
             "report/*.js",
         ]
     },
-    ext_modules=[Extension("rzero._native", SOURCES, depends=HEADERS, language="c++", optional=True)],
+    ext_modules=EXTENSIONS,
     cmdclass={"build_ext": BuildNative},
 )

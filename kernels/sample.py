@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rzero.kernels.dispatch import Impl, Op, up
+from rzero.kernels.gpu import cuda_why_not
 from rzero.kernels.linear_logprob import log_softmax_ref
 from rzero.kernels.native import float_code, lib, native_why_not
 
@@ -70,7 +71,7 @@ def support_ref(x_BV: Tensor, y_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, mi
     return keep_BV & ((x_BV >= bound_B1) | (top_p_B >= 1)[:, None])
 
 
-def _bad_row(row: int) -> ValueError:
+def bad_row(row: int) -> ValueError:
     return ValueError(
         f"sample: row {row} of logits_BV has NaN, +inf or only -inf; nothing can be drawn from it"
     )
@@ -128,7 +129,7 @@ def sample_ref(
     x_BV = up(logits_BV)
     top_B1 = x_BV.amax(-1, keepdim=True)  # NaN where the row has one
     if not top_B1.isfinite().all():
-        raise _bad_row(int((~top_B1.isfinite()).nonzero()[0, 0]))
+        raise bad_row(int((~top_B1.isfinite()).nonzero()[0, 0]))
     is_greedy_B = temperature_B == 0
     temperature_B1 = torch.where(is_greedy_B, 1, temperature_B)[:, None]
     y_BV = (x_BV - top_B1) / temperature_B1
@@ -168,8 +169,15 @@ def _sample_native(
         token_B.data_ptr(), logp_B.data_ptr(), full_logp_B.data_ptr(),
     )  # fmt: skip
     if B and int(token_B.min()) < 0:
-        raise _bad_row(int((token_B < 0).nonzero()[0]))
+        raise bad_row(int((token_B < 0).nonzero()[0]))
     return token_B, logp_B, full_logp_B
 
 
-SAMPLE = Op("sample", sample_ref, (Impl("native", _sample_native, native_why_not),))
+SAMPLE = Op(
+    "sample",
+    sample_ref,
+    (
+        Impl("native", _sample_native, native_why_not),
+        Impl("cuda", "rzero.kernels.sample_cuda:sample_cuda", cuda_why_not),
+    ),
+)
