@@ -7,8 +7,8 @@ Cherry, WMT 2014). token_ids: N sequences of whole numbers, any may be empty -> 
 without a match counts 0.1 matches; no common token at all gives 0; a hypothesis shorter than its reference is
 multiplied by exp(1 - len(reference) / len(hypothesis)).
 Raises ValueError for tokens that are not whole numbers.
-There is no GPU version: the input is lists of token numbers on the host, the output a matrix that the host clusters,
-and counting n-grams is integer work on short lists, which a CPU does while the GPU trains.
+There is no GPU version: the input is lists of token numbers on the host, the output a matrix that the host
+clusters, and counting n-grams is integer work on short lists, which a CPU does while the GPU trains.
 """
 
 import math
