@@ -56,14 +56,25 @@ def new_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     with _naming_errors(folder, partial, needed_bytes):
-        shutil.rmtree(partial, ignore_errors=True)
+        recover_folder(folder)
         partial.mkdir()
         yield partial
-        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Clear away what a process left that was killed inside `new_folder`.
+
+    The old contents come back where the new ones are not in their place yet.
+    """
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The option --models-dir, and tests marked `models` skipped without it."""
+"""The options --models-dir and --kills, and tests marked `models` skipped without the first."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--models-dir", type=Path, help="folder that holds the real language models")
+    parser.addoption("--kills", type=int, default=6, help="how often test_faults.py kills a run")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

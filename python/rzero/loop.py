@@ -23,11 +23,12 @@ from rzero.engine.engine import Engine
 from rzero.engine.errors import InputError
 from rzero.evaluate import Measured, measure
 from rzero.gauges import Stopped, alarms, best_iteration, is_news, read, stop_order
+from rzero.journals import read_journal
 from rzero.observer import Observer
 from rzero.roles import adopt_roles, begin_phase, drop_roles, restore, saved_state
 from rzero.rollout import Run, Unit, named
 from rzero.run_facts import facts
-from rzero.run_folder import RunFolder, explained, read_journal, write_atomic
+from rzero.run_folder import RunFolder, explained, write_atomic
 from rzero.settings import Settings
 from rzero.tasks import create
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The run folder: journals that only grow, and a state that is replaced as a whole.
 
-    config.yaml  run.json  metrics.jsonl  questions.jsonl  evaluations.jsonl  evaluation_answers.jsonl
+    config.yaml  run.json  result.json  and the journals (see journals.py)
     state/state.json, state/<role>-<number>.safetensors    models/iteration-<i>/{solver,challenger}/
 
 `state.json` is the commit point: it names the last finished unit of work, the tensor files that belong to it,
@@ -25,17 +25,12 @@ import yaml
 
 from rzero.config import differences, fingerprint, from_dict, to_yaml
 from rzero.engine.errors import InputError
-from rzero.engine.tensor_file import fill_file, read_tensors
+from rzero.engine.tensor_file import fill_file, read_tensors, recover_folder
+from rzero.journals import JOURNALS, Damaged, Journals
+from rzero.journals import read_journal as read_journal
 from rzero.settings import Settings
 
-JOURNALS = (
-    "metrics.jsonl",
-    "questions.jsonl",
-    "votes.jsonl",
-    "evaluations.jsonl",
-    "evaluation_answers.jsonl",
-)
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 # What a full disk or quota looks like (EFBIG: a limit on the size of one file).
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -56,7 +51,9 @@ class RunFolder:
         self.path = path
         self.config = config
         self._lock: IO[str] | None = None
-        self._saved_files: dict[str, dict[str, Any]] = {}
+        # The record of the last state saved or loaded: what is known to be good.
+        self._record: dict[str, Any] | None = None
+        self._journals = Journals(path)
 
     # life
 
@@ -89,6 +86,9 @@ class RunFolder:
             raise InputError(f"{path} belongs to a run with other settings ({text})")
         with explained(folder.path):
             folder._take_lock()
+            # A kill between two renames leaves a model's old contents beside its place.
+            for old in folder.path.glob("models/iteration-*/.*.old"):
+                recover_folder(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
         return folder
 
     def close(self) -> None:
@@ -109,10 +109,8 @@ class RunFolder:
 
     def append(self, journal: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows at the end of a journal; they count once the next state is saved."""
-        lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        with explained(self.path / journal), (self.path / journal).open("ab") as file:
-            # A lone surrogate is legal in JSON's escapes but not in UTF-8.
-            file.write(lines.encode("utf-8", errors="backslashreplace"))
+        with explained(self.path / journal):
+            self._journals.append(journal, rows)
 
     def read(self, journal: str) -> Iterator[dict[str, Any]]:
         """The rows of a journal in order."""
@@ -125,17 +123,13 @@ class RunFolder:
         folder = self.path / "state"
         with explained(folder):
             folder.mkdir(exist_ok=True)
-            files = {}
+            before, files = self._record, {}
+            saved = before["files"] if before is not None else {}
             for role, tensors in state.tensors.items():
-                if role in changed or role not in self._saved_files:
+                if role in changed or role not in saved:
                     files[role] = _write_tensors(folder / f"{role}-{state.units:06d}.safetensors", tensors)
                 else:
-                    files[role] = self._saved_files[role]
-            offsets = {}
-            for name in JOURNALS:
-                with (self.path / name).open("ab") as journal:
-                    os.fsync(journal.fileno())
-                    offsets[name] = journal.tell()
+                    files[role] = saved[role]
             record = {
                 "format": STATE_FORMAT,
                 "fingerprint": fingerprint(self.config),
@@ -143,14 +137,17 @@ class RunFolder:
                 "unit": state.unit,
                 "facts": dict(state.facts),
                 "files": files,
-                "journals": offsets,
+                "journals": self._journals.commit(),
             }
-            current = folder / "state.json"
-            if current.exists():
-                write_atomic(folder / "previous.json", current.read_text())
-            write_atomic(current, json.dumps(record, indent=1) + "\n")
-            self._saved_files = files
-            self._delete_unused(folder)
+            # Not what state.json holds now: that may be the damaged one which the run did not go on from.
+            if before is not None:
+                write_atomic(folder / "previous.json", json.dumps(before, indent=1) + "\n")
+            write_atomic(folder / "state.json", json.dumps(record, indent=1) + "\n")
+            self._record = record
+            used = {entry["file"] for one in (saved, files) for entry in one.values()}
+            for path in folder.iterdir():
+                if path.is_file() and path.suffix != ".json" and path.name not in used:
+                    path.unlink()
 
     def load_state(self, warn: Callable[[str], None] = print) -> State | None:
         """The state to go on from, with the journals cut back to it; None when nothing was finished yet.
@@ -163,8 +160,8 @@ class RunFolder:
             if not (folder / name).exists():
                 continue
             try:
-                state = self._read_state(folder / name)
-            except _Damaged as error:
+                state = self._read_state(folder / name, warn)
+            except Damaged as error:
                 damage.append(str(error))
                 continue
             for text in damage:
@@ -172,38 +169,24 @@ class RunFolder:
             return state
         if damage:
             raise InputError(f"no usable state in {folder}: {'; '.join(damage)}; start the run anew")
-        for name in JOURNALS:
-            with explained(self.path / name), (self.path / name).open("wb"):
-                pass
+        with explained(self.path):
+            self._journals.clear()
         return None
 
-    def _read_state(self, path: Path) -> State:
+    def _read_state(self, path: Path, warn: Callable[[str], None]) -> State:
         try:
             record = json.loads(path.read_text())
-            files, offsets = record["files"], record["journals"]
+            files, journals = record["files"], record["journals"]
             unit = State(record["units"], record["unit"], {}, record["facts"])
         except (ValueError, KeyError, TypeError) as error:
-            raise _Damaged(f"{path} is damaged ({error})") from None
+            raise Damaged(f"{path} is damaged ({error})") from None
         if record["format"] != STATE_FORMAT or record["fingerprint"] != fingerprint(self.config):
-            raise _Damaged(f"{path} was saved with other settings than config.yaml or by another version")
+            raise Damaged(f"{path} was saved with other settings than config.yaml or by another version")
         tensors = {role: _read_tensors(path.parent / entry["file"], entry) for role, entry in files.items()}
-        for name, size in offsets.items():
-            journal = self.path / name
-            if not journal.exists() or journal.stat().st_size < size:
-                raise _Damaged(f"{journal} is shorter than the {size} bytes that {path} counts on")
-        for name, size in offsets.items():
-            os.truncate(self.path / name, size)
-        self._saved_files = files
+        with explained(self.path):
+            self._journals.go_back(journals, warn)
+        self._record = record
         return unit._replace(tensors=tensors)
-
-    def _delete_unused(self, folder: Path) -> None:
-        used = set()
-        for name in ("state.json", "previous.json"):
-            if (folder / name).exists():
-                used |= {entry["file"] for entry in json.loads((folder / name).read_text())["files"].values()}
-        for path in folder.iterdir():
-            if path.suffix != ".json" and path.name not in used:
-                path.unlink()
 
     def check_model(self, sha256: str) -> None:
         """Raises InputError when the run began with other weights than those of this hash."""
@@ -228,10 +211,6 @@ class RunFolder:
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder / role
-
-
-class _Damaged(Exception):
-    """A saved state that cannot be used."""
 
 
 @contextmanager
@@ -271,23 +250,6 @@ def read_config(path: str | Path) -> Settings:
         raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from None
 
 
-def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line without its end (a write cut off) is left out.
-
-    Raises InputError that names the line when any other line is damaged.
-    """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number} is damaged: {error}") from None
-
-
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     partial = path.with_name(path.name + ".partial")
     fill_file(partial, tensors)
@@ -299,9 +261,9 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str,
 
 def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     if not path.exists():
-        raise _Damaged(f"{path} is missing")
+        raise Damaged(f"{path} is missing")
     if _sha256(path) != entry["sha256"]:
-        raise _Damaged(f"{path} is damaged: its SHA-256 is not the recorded one")
+        raise Damaged(f"{path} is damaged: its SHA-256 is not the recorded one")
     return read_tensors(path)
 
 

@@ -9,7 +9,8 @@ import torch
 
 from rzero.config import load_config
 from rzero.engine.errors import InputError
-from rzero.run_folder import JOURNALS, RunFolder, State, read_config, read_journal
+from rzero.journals import JOURNALS, read_journal
+from rzero.run_folder import RunFolder, State, read_config
 
 CONFIG = load_config("tiny")
 
@@ -64,11 +65,10 @@ def test_only_changed_roles_are_written_and_old_files_go(folder: RunFolder) -> N
     assert loaded is not None and loaded.tensors["solver"]["weight.a"][0] == 4
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "missing", "state", "format", "journal"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "missing", "state", "format", "journals"])
 def test_a_damaged_state_is_explained_and_the_one_before_it_used(folder: RunFolder, damage: str) -> None:
     folder.append("metrics.jsonl", [{"step": 1}])
     folder.save_state(state(1, 1.0), ["solver", "challenger"])
-    before = (folder.path / "metrics.jsonl").read_bytes()
     folder.append("metrics.jsonl", [{"step": 2}])
     folder.save_state(state(2, 2.0), ["solver"])
     tensors, record = (
@@ -86,8 +86,9 @@ def test_a_damaged_state_is_explained_and_the_one_before_it_used(folder: RunFold
             record.write_text(record.read_text()[:50])
         case "format":
             record.write_text(json.dumps({**json.loads(record.read_text()), "format": 99}))
-        case "journal":
-            (folder.path / "metrics.jsonl").write_bytes(before)
+        case "journals":
+            for journal in (folder.path / "metrics.jsonl", folder.path / "state/journals/metrics.jsonl"):
+                journal.write_bytes(journal.read_bytes().replace(b"2", b"3"))
     said: list[str] = []
     again = reopened(folder)
     loaded = again.load_state(said.append)
@@ -96,6 +97,56 @@ def test_a_damaged_state_is_explained_and_the_one_before_it_used(folder: RunFold
     assert list(again.read("metrics.jsonl")) == [{"step": 1}]
     [sentence] = said
     assert "going on from the state before" in sentence and str(folder.path) in sentence
+    # What it went on from is what stays behind, whatever was damaged.
+    for units in (2, 3):
+        again.append("metrics.jsonl", [{"step": units}])
+        again.save_state(state(units, float(units)), ["solver"])
+        (folder.path / "state" / "state.json").write_text("{")
+        again = reopened(again)
+        after = again.load_state(lambda text: None)
+        assert after is not None and after.units == units - 1
+        again.append("metrics.jsonl", [{"step": units}])
+        again.save_state(state(units, float(units)), ["solver"])
+    assert list(again.read("metrics.jsonl")) == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+@pytest.mark.parametrize("damage", ["bit", "shorter", "missing"])
+@pytest.mark.parametrize("place", ["", "state/journals"])
+def test_a_damaged_journal_is_put_right_by_its_copy(folder: RunFolder, damage: str, place: str) -> None:
+    for units in (1, 2, 3):
+        folder.append("metrics.jsonl", [{"step": units}])
+        folder.append("questions.jsonl", [{"question": "ü" * units}])
+        folder.save_state(state(units, float(units)), ["solver", "challenger"])
+    journal = folder.path / place / "metrics.jsonl"
+    match damage:
+        case "bit":
+            journal.write_bytes(journal.read_bytes().replace(b"1", b"9"))
+        case "shorter":
+            journal.write_bytes(journal.read_bytes()[:-3])
+        case "missing":
+            journal.unlink()
+    folder.append("metrics.jsonl", [{"step": "lost"}])
+    said: list[str] = []
+    again = reopened(folder)
+    loaded = again.load_state(said.append)
+    assert loaded is not None and loaded.units == 3
+    assert [str(journal) in text for text in said] == ([] if place else [True])
+    again.append("metrics.jsonl", [{"step": 4}])
+    again.save_state(state(4, 4.0), [])
+    rows = [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 4}]
+    assert list(read_journal(folder.path / "metrics.jsonl")) == rows
+    assert list(read_journal(folder.path / "state/journals/metrics.jsonl")) == rows
+
+
+def test_a_model_whose_replacement_was_killed_halfway_is_back(folder: RunFolder) -> None:
+    """Between its two renames nothing stood in the model's place."""
+    place = folder.model_folder(1, "solver")
+    (place.parent / ".solver.old").mkdir()
+    (place.parent / ".solver.old" / "config.json").write_text("old")
+    (place.parent / ".solver.partial").mkdir()
+    reopened(folder).close()
+    assert (place / "config.json").read_text() == "old"
+    assert [path.name for path in place.parent.iterdir()] == ["solver"]
 
 
 def test_when_both_states_are_damaged_nothing_is_touched(folder: RunFolder) -> None:
