@@ -17,9 +17,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rzero.gauges import row_alarms
+from rzero.journals import read_journal
 from rzero.observer import Observer
 from rzero.plan import Plan
-from rzero.run_folder import read_journal
 from rzero.settings import Settings
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -69,6 +70,7 @@ class Progress(Observer):
         self._iteration, self._phase, self._steps, self._step = 0, "", 0, 0
         self._within = (0, 0, "")
         self._curves: dict[str, list[float]] = {name: [] for name, _, _ in CURVES}
+        self._gauges: dict[str, tuple[float, bool]] = {}
         self._examples: list[Mapping[str, Any]] = []
         self._accuracy: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
         self._messages: list[str] = []
@@ -124,6 +126,9 @@ class Progress(Observer):
         for name, _, _ in CURVES:
             if name in metrics:
                 self._curves[name].append(float(metrics[name]))
+        alarmed = {alarm.gauge for alarm in row_alarms(metrics)}
+        for name, value in metrics.get("gauges", {}).items():
+            self._gauges[name] = (float(value), name in alarmed)
         self._line(self._step_line(metrics))
 
     def on_questions(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -170,6 +175,8 @@ class Progress(Observer):
         parts: list[RenderableType] = [self._head(), Text()]
         if any(self._curves.values()):
             parts += [self._curve_table(), Text()]
+        if self._gauges:
+            parts += [self._gauge_line(), Text()]
         if self._examples:
             parts += [self._example_table(), Text()]
         if self._accuracy:
@@ -202,6 +209,13 @@ class Progress(Observer):
             if values := self._curves[name]:
                 table.add_row(label, Text(sparkline(values), style=style), f"{values[-1]:.2f}")
         return table
+
+    def _gauge_line(self) -> Text:
+        """What each gauge reads; in colour where it is beyond a threshold."""
+        line = Text("gauges", style="dim")
+        for name, (value, is_alarmed) in self._gauges.items():
+            line.append("   ").append(f"{name} {value:.3g}", style="bold yellow" if is_alarmed else "default")
+        return line
 
     def _example_table(self) -> Table:
         table = Table.grid(padding=(0, 2))

@@ -9,8 +9,10 @@ from typing import Any
 
 from rzero import __version__
 from rzero.config import to_yaml
+from rzero.gauges import GAUGES, row_alarms
+from rzero.journals import read_journal
 from rzero.report import findings
-from rzero.run_folder import read_config, read_journal
+from rzero.run_folder import read_config
 from rzero.settings import Settings
 from rzero.tasks import create
 
@@ -47,7 +49,7 @@ def collect(folder: Path) -> dict[str, Any]:
     accuracy = {name: by_iteration(read_journal(path / "evaluations.jsonl")) for name, path in runs.items()}
     answers = {name: sampled_styles(path / "evaluation_answers.jsonl") for name, path in runs.items()}
     questions, totals = browse(folder / "questions.jsonl", config)
-    run = read_run(folder)
+    run = read_json(folder / "run.json")
     return {
         "head": head(config, run, metrics, accuracy["main"]),
         "sets": list(dict.fromkeys(row["set"] for rows in accuracy["main"].values() for row in rows)),
@@ -59,6 +61,8 @@ def collect(folder: Path) -> dict[str, Any]:
         "styles": {name: style_rows(found) for name, found in answers.items()},
         "pairs": pairs(folder / "evaluation_answers.jsonl"),
         "steps": {name: steps(rows) for name, rows in metrics.items()},
+        "gauges": gauges(config, metrics["main"]),
+        "result": read_json(folder / "result.json"),
         "pools": {name: [row for row in rows if row["phase"] == "pool"] for name, rows in metrics.items()},
         "histograms": histograms(config, metrics["main"]),
         "questions": questions,
@@ -69,9 +73,37 @@ def collect(folder: Path) -> dict[str, Any]:
     }
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """run.json, or nothing where it is not there."""
-    path = folder / "run.json"
+def gauges(config: Settings, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What every gauge read over the run, its thresholds, and where it was beyond one."""
+    found = []
+    for gauge in GAUGES:
+        values = [row["gauges"][gauge.name] for row in rows if gauge.name in row.get("gauges", {})]
+        if not values:
+            continue
+        limits = config.gauges.model_dump()[gauge.name]
+        beyond = [
+            f"iteration {row['iteration']}, {row['phase']} step {row['step']}: {alarm.action}"
+            for row in rows
+            for alarm in row_alarms(row)
+            if alarm.gauge == gauge.name
+        ]
+        found.append(
+            {
+                "name": gauge.name,
+                "words": gauge.words,
+                "side": "above" if gauge.is_bad_above else "below",
+                "first": values[0],
+                "last": values[-1],
+                "worst": max(values) if gauge.is_bad_above else min(values),
+                "limits": {action: limit for action, limit in limits.items() if limit is not None},
+                "beyond": beyond,
+            }
+        )
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the run, or nothing where it is not there."""
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return dict(found)
 

@@ -212,6 +212,18 @@ function drawSolver() {
   table(["pool of iteration", "questions", "unusable", "repeated", "held out", "kept", "mean agreement", "labels true"], rows, at("pool-table"));
 }
 
+function drawGauges() {
+  if (!data.gauges.length) return at("gauges").remove();
+  const early = data.result.reason && !data.result.reason.startsWith("the last") ? ` The run's result is ${data.result.iteration ? `iteration ${data.result.iteration}` : "the base"}: ${data.result.reason}.` : "";
+  const loud = data.gauges.filter((one) => one.beyond.length).length;
+  at("gauges-note").textContent = `${loud ? `${loud} of ${data.gauges.length} were beyond a threshold.` : "None was beyond a threshold."}${early}`;
+  const left = (text) => ({ kind: "left wrap", text });
+  const rows = data.gauges.map((one) => [one.name, left(one.words), compact(one.first), compact(one.last), compact(one.worst),
+    left(Object.entries(one.limits).map(([action, limit]) => `${action} ${one.side} ${compact(limit)}`).join(", ") || "none"),
+    left(one.beyond.length ? `${one.beyond.length} times, first in ${one.beyond[0]}` : "")]);
+  table(["gauge", left("of what"), "first", "last", "worst", left("thresholds"), left("beyond")], rows, at("gauge-table"));
+}
+
 function drawQuestion(row) {
   const top = row.votes.reduce((best, vote) => Math.max(best, vote[1]), 0);
   const bar = element("span", { class: "votes", title: row.votes.map(([answer, count]) => `${answer}: ${count}`).join("\n") });
@@ -259,5 +271,5 @@ function drawMade() {
   at("config").textContent = data.config;
 }
 
-for (const draw of [drawHead, drawAccuracy, drawLearning, drawChallenger, drawSolver, drawQuestions, drawMade]) draw();
+for (const draw of [drawHead, drawAccuracy, drawLearning, drawChallenger, drawSolver, drawGauges, drawQuestions, drawMade]) draw();
 document.body.dataset.ready = "yes";
