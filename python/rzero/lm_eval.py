@@ -2,7 +2,7 @@
 """The standard harness (EleutherAI's lm-evaluation-harness) on our engine.
 
     pip install 'rzero[eval]'
-    python -m rzero.lm_eval run --model rzero --model_args pretrained=DIR,dtype=bf16 --tasks hellaswag,gsm8k
+    python -m rzero.lm_eval run --model rzero --model_args pretrained=DIR --device cpu --tasks gsm8k,hellaswag
 
 is `lm_eval` with one more model, `rzero`; in Python, import this module and give `RZeroLM(...)` or "rzero" to
 `lm_eval.simple_evaluate`. Texts are encoded as the harness's own Hugging Face model encodes them.
@@ -19,6 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from rzero.config import model_path
+from rzero.doctor import torch_device
 from rzero.engine.engine import Engine
 from rzero.engine.errors import InputError
 from rzero.engine.sampling import SamplingParams
@@ -54,6 +55,8 @@ class RZeroLM(TemplateLM):
         names none. batch_size and max_batch_size are of no effect: the engine packs what fits.
         """
         super().__init__()
+        # The harness asks for cuda:0 where it is given no --device; without one that is said in a sentence.
+        torch_device(device)
         self.engine = Engine(
             model_path(pretrained),
             device=device,

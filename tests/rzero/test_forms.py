@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forms of answers: where the answer stands, when two are equal, and that nothing is guessed."""
+
+import pytest
+
+from rzero.forms import Choice, Words, create_form
+from rzero.problem_sets import Item
+
+ITEM = Item("Which?", "B", ("12 apples", "the square of $x$", "none", "12 pears"))
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        (r"so \boxed{B}", "B"),
+        (r"\boxed{A} no, \boxed{(C)}", "C"),
+        (r"\boxed{\text{D}}", "D"),
+        (r"\boxed{\textbf{(A) } 12 apples}", "A"),
+        (r"\boxed{B. the square}", "B"),
+        (r"\boxed{None}", "C"),
+        (r"\boxed{Apples}", None),
+        (r"\boxed{E}", None),
+        (r"\boxed{12}", None),
+        ("The answer is (B).", "B"),
+        ("The answer is **C**", "C"),
+        ("The answer is Alice", None),
+        ("A or B, hard to say", None),
+        ("", None),
+    ],
+)
+def test_a_letter_is_read_and_never_guessed(text: str, letter: str | None) -> None:
+    assert Choice().extract(text, ITEM) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{\text{left, right}}", "left, right"),
+        ("Hm. The answer is: 42.\nBye", "42"),
+        ("The final answer is **no**", "no"),
+        ("The answer is", None),
+        ("no idea", None),
+    ],
+)
+def test_words_are_read(text: str, answer: str | None) -> None:
+    assert Words().extract(text, Item("?", "42")) == answer
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("(A)", "a", True),
+        ("2, 3", "2,3", True),
+        ("4.0", "4", True),
+        ("Alice's", "alices", True),
+        ("[yes]", "Yes", True),
+        ("yes", "no", False),
+        ("ab", "a", False),
+    ],
+)
+def test_words_are_compared(a: str, b: str, same: bool) -> None:
+    assert Words().same_many([(a, b), (b, a)]) == [same, same]
+
+
+def test_forms_by_name() -> None:
+    form = create_form("math")
+    assert form.extract(r"\boxed{1} \boxed{\frac{1}{2}}", ITEM) == r"\frac{1}{2}"
+    form.close()

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intervals and paired tests, against textbook numbers and scipy where it is installed."""
+
+import pytest
+
+from rzero.intervals import bootstrap, mcnemar, paired, wilson
+
+
+def test_wilson() -> None:
+    assert wilson(0, 0) == [0.0, 1.0]
+    assert wilson(8, 10) == pytest.approx([0.4902, 0.9433], abs=1e-4)
+
+
+def test_bootstrap_is_the_same_every_time_and_holds_the_mean() -> None:
+    values = [0.0, 0.25, 1.0, 0.5] * 10
+    low, high = bootstrap(values, 1)
+    assert [low, high] == bootstrap(values, 1)
+    assert low < sum(values) / len(values) < high
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "p"),
+    [(0, 0, 1.0), (5, 5, 1.0), (10, 0, 2 / 1024), (9, 1, 22 / 1024), (1, 9, 22 / 1024)],
+)
+def test_mcnemar_is_the_fair_coin(better: int, worse: int, p: float) -> None:
+    assert mcnemar(better, worse) == pytest.approx(p)
+
+
+def test_mcnemar_goes_over_into_the_normal_tail() -> None:
+    assert mcnemar(1040, 960) == pytest.approx(mcnemar(1040, 961), rel=0.1)
+
+
+def test_paired_names_its_test() -> None:
+    greedy = paired([1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1], 1)
+    assert greedy.test == "McNemar, exact"
+    assert (greedy.only_first, greedy.only_second, greedy.problems) == (5, 1, 7)
+    assert greedy.difference == pytest.approx(4 / 7)
+    assert greedy.p == pytest.approx(mcnemar(5, 1))
+    shares = paired([0.5, 0.75, 1.0] * 20, [0.25, 0.5, 0.75] * 20, 1)
+    assert shares.test.startswith("paired bootstrap")
+    assert shares.p == pytest.approx(1 / 2000)
+    assert shares.interval == pytest.approx([0.25, 0.25])
+    assert paired([0.5, 0.2], [0.5, 0.2], 1).p == 1.0
+    assert paired([], [], 1).problems == 0
