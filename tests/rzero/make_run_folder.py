@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rzero.config import load_config, to_yaml
+from rzero.gauges import alarms, read
 
 SETS = ("easy", "medium", "hard")
 PROBLEMS, SAMPLES, VOTES = 40, 8, 10
@@ -201,7 +202,10 @@ def make(folder: Path, run: str = "main", iterations: int = 3) -> Path:
             }
         )
     folder.mkdir(parents=True, exist_ok=True)
-    config = load_config("tiny", overrides=[f"iterations={iterations}"])
+    config = load_config("tiny", overrides=[f"iterations={iterations}", "gauges.keep_share.warn=2"])
+    for number, row in enumerate(metrics):
+        row["gauges"] = read(row, metrics[:number])
+        row["alarms"] = [alarm._asdict() for alarm in alarms(row["gauges"], config.gauges)]
     (folder / "config.yaml").write_text(to_yaml(config, texts=True))
     (folder / "run.json").write_text(
         json.dumps(

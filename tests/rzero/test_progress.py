@@ -62,6 +62,14 @@ def test_display_shows_phase_rewards_questions_and_accuracy(folder: Path) -> Non
         assert text in shown
 
 
+def test_display_shows_what_the_gauges_read(folder: Path) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    shown = text_of(replay(console, folder), console)
+    assert "length_grows 1." in shown
+    # Beyond its threshold, so in bold yellow.
+    assert "\x1b[1;33mkeep_share" in shown and "\x1b[1;33mlength_grows" not in shown
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_display_fits_its_width(folder: Path, width: int) -> None:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)

@@ -94,6 +94,17 @@ def test_numbers_of_the_page_are_those_of_the_journals(folder: Path) -> None:
     assert len(data["questions"]) == sum(data["question_totals"].values())
 
 
+def test_gauges_are_shown_with_their_thresholds(folder: Path) -> None:
+    gauges = {one["name"]: one for one in collect(folder)["gauges"]}
+    rows = [row for row in read_journal(folder / "metrics.jsonl") if row["phase"] == "pool"]
+    shares = [row["pool/keep_share"] for row in rows]
+    keep = gauges["keep_share"]
+    assert (keep["first"], keep["last"], keep["worst"]) == (shares[0], shares[-1], min(shares))
+    assert keep["limits"] == {"warn": 2.0} and keep["side"] == "below"
+    assert keep["beyond"] == [f"iteration {i}, pool step 1: warn" for i in (1, 2, 3)]
+    assert gauges["length_grows"]["first"] == 1.0 and not gauges["length_grows"]["beyond"]
+
+
 def test_a_pair_is_a_problem_whose_verdict_changed(folder: Path) -> None:
     found = collect(folder)["pairs"]
     assert found
@@ -152,7 +163,7 @@ def test_a_browser_shows_every_section(folder: Path, tmp_path: Path, width: int)
     assert console == ""
     assert 'data-ready="yes"' in dom
     assert "owned" not in dom.split("<title>")[1].split("</title>")[0]
-    for section in ("accuracy", "learning", "challenger", "solver", "questions", "made"):
+    for section in ("accuracy", "learning", "challenger", "solver", "gauges", "questions", "made"):
         assert f'<section id="{section}"' in dom
     # 2 gains, 6 accuracy curves, 2 of learning, 3 histograms, 9 and 6 training curves
     assert dom.count('<svg viewBox="0 0') == 28

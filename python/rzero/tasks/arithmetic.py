@@ -81,12 +81,16 @@ class Arithmetic(Task):
         self._held_out_questions = frozenset(p.question for rows in self._held_out.values() for p in rows)
 
     def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Problem] = ()) -> list[int]:
+        if _is_compact(tokenizer):
+            if examples:
+                raise InputError(
+                    "anchors: the embedded model knows one prompt only and cannot be shown examples"
+                )
+            return tokenizer.encode("<C>")
         shown = [
-            f"<question>{self.canonical(example.question)}</question>\\boxed{{{example.answer}}}"
+            f"<question>{self.canonical(example.question)}</question> \\boxed{{{example.answer}}}"
             for example in examples
         ]
-        if _is_compact(tokenizer):
-            return tokenizer.encode("".join(f"<C>{text}" for text in [*shown, ""]))
         user = "\n".join([_EXAMPLES, *shown, _CHALLENGER_USER]) if shown else _CHALLENGER_USER
         return _in_words(tokenizer, _CHALLENGER_SYSTEM, user)
 
