@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 
-from rzero.kernels.native import reject
+from rzero.kernels.native import is_dense, reject
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -37,7 +37,7 @@ def cuda_why_not(device: torch.device) -> str | None:
 
 def check_float(op: str, name: str, tensor: torch.Tensor, ndim: int) -> None:
     """Refuses a tensor that is not of a float type with `ndim` axes, the last one dense."""
-    if tensor.dtype not in FLOATS or tensor.ndim != ndim or (tensor.numel() and tensor.stride(-1) != 1):
+    if tensor.dtype not in FLOATS or tensor.ndim != ndim or (tensor.numel() and not is_dense(tensor)):
         kinds = "float32, bfloat16 or float16"
         reject(op, name, tensor, f"a {ndim}-dimensional {kinds} tensor with a last stride of 1")
 
@@ -46,6 +46,6 @@ def check_like(
     op: str, name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
 ) -> None:
     """Refuses a tensor that is not of this type and shape, on this device, with a dense last axis."""
-    dense = tensor.ndim == 0 or tensor.numel() == 0 or tensor.stride(-1) == 1
+    dense = tensor.numel() == 0 or is_dense(tensor)
     if tensor.dtype is not dtype or tensor.shape != shape or tensor.device != device or not dense:
         reject(op, name, tensor, f"a {dtype} tensor of shape {list(shape)} on {device}, last stride 1")

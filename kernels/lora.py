@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from rzero.kernels.dispatch import Impl, Op, up
 from rzero.kernels.gpu import triton_why_not
-from rzero.kernels.native import float_code, lib, native_why_not, needs_grad, reject
+from rzero.kernels.native import float_code, is_dense, lib, native_why_not, needs_grad, reject
 
 
 class LoraPart(NamedTuple):
@@ -57,7 +57,7 @@ def check_parts(y_TN: Tensor, x_TK: Tensor, parts: Sequence[LoraPart]) -> None:
     (T, N), dtype, device = y_TN.shape, y_TN.dtype, y_TN.device
     K = x_TK.shape[1] if x_TK.ndim == 2 else -1
     is_like_y = x_TK.shape == (T, K) and x_TK.dtype is dtype and x_TK.device == device
-    if not is_like_y or (x_TK.numel() and x_TK.stride(-1) != 1):
+    if not is_like_y or not is_dense(x_TK):
         reject("lora", "x_TK", x_TK, f"a {dtype} tensor of shape [{T}, K] on {device}, last stride 1")
     for i, (a, b, _, column, start, stop) in enumerate(parts):
         rank, columns = a.shape[0] if a.ndim else -1, b.shape[0] if b.ndim else -1

@@ -36,10 +36,15 @@ def reject(op: str, name: str, tensor: torch.Tensor, expected: str) -> NoReturn:
     )
 
 
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements of the last axis lie side by side; torch gives a single one any stride."""
+    return tensor.ndim == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1
+
+
 def float_code(op: str, name: str, tensor: torch.Tensor, ndim: int) -> int:
     """The native code of a float tensor's type; its last axis must be dense, the others may be strided."""
     code = DTYPE_CODE.get(tensor.dtype)
-    if code is None or tensor.ndim != ndim or tensor.stride(-1) != 1 or not tensor.is_cpu:
+    if code is None or tensor.ndim != ndim or not is_dense(tensor) or not tensor.is_cpu:
         kinds = "float32, bfloat16 or float16"
         reject(op, name, tensor, f"a {ndim}-dimensional {kinds} CPU tensor with a last stride of 1")
     return code
@@ -47,7 +52,7 @@ def float_code(op: str, name: str, tensor: torch.Tensor, ndim: int) -> int:
 
 def check(op: str, name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """Refuses a tensor that is not a CPU tensor of this type and shape with a dense last axis."""
-    if tensor.dtype is not dtype or tensor.shape != shape or tensor.stride(-1) != 1 or not tensor.is_cpu:
+    if tensor.dtype is not dtype or tensor.shape != shape or not is_dense(tensor) or not tensor.is_cpu:
         reject(op, name, tensor, f"a {dtype} CPU tensor of shape {list(shape)} with a last stride of 1")
 
 
