@@ -73,6 +73,7 @@ class Engine:
         device: str = "cpu",
         dtype: str = "auto",
         kernels: Mapping[str, str] = MappingProxyType({}),
+        debug: bool = False,
         page_size: int = 16,
         num_pages: int | None = None,
         kv_cache_bytes: int | None = None,
@@ -87,6 +88,7 @@ class Engine:
         model: a Hugging Face folder, a hub name, or a Model in memory (then `dtype` is that of its weights).
         dtype: auto (what the machine multiplies fast), float32 or bfloat16.
         kernels: op (or "default") to backend, see `rzero.kernels.resolve`.
+        debug: check the arguments of every kernel call, page and token numbers included.
         page_size: tokens per page. num_pages or kv_cache_bytes: size of the page pool; default: max_seqs
         sequences of max_model_len, at most a share of the free memory. Pages are allocated on first use.
         max_seqs: answers that run at a time. max_batch_tokens: tokens per step, prefill chunks included.
@@ -104,7 +106,7 @@ class Engine:
         self.config, self.tokenizer, self.folder = loaded.config, loaded.tokenizer, loaded.folder
         self.device, self.dtype = torch.device(device), loaded.weights.embed.dtype
         try:
-            self.kernels = resolve(self.device, kernels)
+            self.kernels = resolve(self.device, kernels, debug)
         except ValueError as error:
             raise InputError(str(error)) from error
         self.max_model_len = _context(self.config, max_model_len)

@@ -21,7 +21,8 @@ from torch import Tensor
 from rzero.kernels.adamw import ADAMW, AdamwStep
 from rzero.kernels.attention import ATTENTION, Segments
 from rzero.kernels.bleu import BLEU
-from rzero.kernels.dispatch import Choice, Impl, Op, choose, wanted_backends
+from rzero.kernels.checks import checked
+from rzero.kernels.dispatch import REFERENCE, Choice, Impl, Op, choose, wanted_backends
 from rzero.kernels.kv_write import COPY_PAGES, KV_WRITE
 from rzero.kernels.linear import LINEAR
 from rzero.kernels.linear_logprob import LINEAR_LOGPROB
@@ -94,13 +95,20 @@ class Kernels:
     bleu: Callable[[Sequence[Sequence[int]]], npt.NDArray[np.float64]]
 
 
-def resolve(device: torch.device, overrides: Mapping[str, str] = MappingProxyType({})) -> Kernels:
+def resolve(
+    device: torch.device, overrides: Mapping[str, str] = MappingProxyType({}), debug: bool = False
+) -> Kernels:
     """Chooses an implementation of every op for `device`.
 
-    `overrides` maps an op's name, or "default", to a backend's name or "auto". Raises ValueError for an
-    unknown op or backend and for a backend that cannot run here.
+    `overrides` maps an op's name, or "default", to a backend's name or "auto". With `debug` every
+    call is checked first, numbers that point somewhere included (checks.py); references always are. Raises
+    ValueError for an unknown op or backend and for a backend that cannot run here.
     """
     wanted = wanted_backends(OPS, overrides)
     chosen = {op.name: choose(op, device, wanted[op.name]) for op in OPS}
     report = tuple(choice for _, choice in chosen.values())
-    return Kernels(report=report, **{name: function for name, (function, _) in chosen.items()})
+    functions = {
+        name: checked(name, function) if debug or choice.backend == REFERENCE else function
+        for name, (function, choice) in chosen.items()
+    }
+    return Kernels(report=report, **functions)

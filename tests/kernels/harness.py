@@ -44,12 +44,21 @@ def as_tuple(out: Any) -> tuple[Tensor, ...]:
     return (out,) if isinstance(out, Tensor) else tuple(out)
 
 
-def results(function: Function, inputs: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
-    """The outputs of `function(*inputs)`, and the inputs' gradients for fixed gradients of the outputs."""
-    leaves = [x.detach().clone().to(dtype or x.dtype).requires_grad_() for x in inputs]
+def results(
+    function: Function,
+    inputs: Sequence[Tensor],
+    dtype: torch.dtype | None = None,
+    differentiable: int | None = None,
+) -> list[Tensor]:
+    """The outputs of `function(*inputs)`, and the gradients of all (or the first `differentiable`) inputs for
+    fixed gradients of the outputs.
+    """
+    leaves = [x.detach().clone().to(dtype or x.dtype) for x in inputs]
+    trained = [leaf.requires_grad_() for leaf in leaves[:differentiable]]
     out = as_tuple(function(*leaves))
-    incoming = [randn(*y.shape, dtype=inputs[0].dtype, seed=i).to(y.dtype) for i, y in enumerate(out)]
-    grads = torch.autograd.grad(out, leaves, incoming)
+    carrying = [y for y in out if y.requires_grad]
+    incoming = [randn(*y.shape, dtype=inputs[0].dtype, seed=i).to(y.dtype) for i, y in enumerate(carrying)]
+    grads = torch.autograd.grad(carrying, trained, incoming) if trained else ()
     return [*(y.detach() for y in out), *grads]
 
 
@@ -61,13 +70,19 @@ def peak(x: Tensor) -> float:
     return float(x.abs().max()) if x.numel() else 0.0
 
 
-def check_error(reference: Function, fast: Function, inputs: Sequence[Tensor], slack: float = 1.25) -> None:
+def check_error(
+    reference: Function,
+    fast: Function,
+    inputs: Sequence[Tensor],
+    slack: float = 1.25,
+    differentiable: int | None = None,
+) -> None:
     """`fast` may err `slack` times what the reference errs in the working type, in the peak 2.5 times that.
 
     Outputs and gradients, each relative to the float64 truth. The floor is a few float32 roundings.
     """
-    truth = results(reference, inputs, torch.float64)
-    base, got = results(reference, inputs), results(fast, inputs)
+    truth = [x.double() for x in results(reference, inputs, torch.float64, differentiable)]
+    base, got = (results(f, inputs, None, differentiable) for f in (reference, fast))
     assert len(truth) == len(base) == len(got)
     for i, (t, b, x) in enumerate(zip(truth, base, got, strict=True)):
         assert x.shape == t.shape and x.dtype == b.dtype, f"result {i}: {x.dtype} {list(x.shape)}"

@@ -4,34 +4,13 @@
 import pytest
 import torch
 from attention_inputs import Rows, count, segments, tensors
-from harness import DTYPES, apart, assert_same_bits, check_error, native, needs_native, randn
+from cases import PACKED, SMALL
+from harness import DTYPES, apart, assert_same_bits, native, needs_native, randn
 from torch import Tensor
 
 from rzero.kernels.attention import ATTENTION, Segments, attention_ref
 
 HEADS = ((4, 2, 32), (14, 2, 64), (3, 1, 6), (6, 3, 10), (2, 2, 128))
-# start, length, prefix start, prefix length: prompts, answers, an answer to a part of a prompt, nothing.
-PACKED: tuple[Rows, ...] = (
-    (0, 37, 0, 0), (37, 1, 0, 37), (38, 90, 0, 37), (128, 5, 0, 0), (133, 70, 128, 5), (203, 20, 128, 3),
-    (223, 130, 0, 0), (353, 33, 223, 130), (386, 0, 0, 5),
-)  # fmt: skip
-SMALL: tuple[Rows, ...] = ((0, 3, 0, 0), (3, 2, 0, 3), (5, 1, 0, 3), (6, 4, 0, 0))
-
-
-@needs_native
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize("rows", [PACKED, SMALL, ((0, 2, 0, 0),)], ids=len)
-def test_error_is_that_of_torch(
-    instruction_set: str, rows: tuple[Rows, ...], heads: tuple[int, int, int], dtype: torch.dtype
-) -> None:
-    scale = heads[2] ** -0.5
-    check_error(
-        lambda *x: attention_ref(*x, segments(rows), scale),
-        lambda *x: native(ATTENTION)(*x, segments(rows), scale),
-        tensors(rows, *heads, dtype),
-        slack=1.5,
-    )
 
 
 @needs_native
@@ -62,11 +41,6 @@ def test_reference_sees_the_prefix_and_the_past_and_nothing_else() -> None:
     for row, rows in zip(o, seen, strict=True):
         assert row.nonzero().flatten().tolist() == rows
         torch.testing.assert_close(row[rows], torch.full((len(rows),), 1 / len(rows)))
-
-
-def test_reference_gradient_is_that_of_finite_differences() -> None:
-    inputs = tuple(x.double().requires_grad_() for x in tensors(SMALL, 2, 1, 2, torch.float32))
-    assert torch.autograd.gradcheck(lambda *x: attention_ref(*x, segments(SMALL), 0.7), inputs)
 
 
 @needs_native

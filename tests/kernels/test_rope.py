@@ -5,41 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DTYPES, apart, assert_same_bits, check_error, native, needs_native, randn
+from cases import POSITIONS, positions, tables
+from harness import DTYPES, apart, assert_same_bits, native, needs_native, randn
 from torch import Tensor
 
 from rzero.kernels.rope import ROPE, rope_ref
 
 EPS = 1e-6
-POSITIONS = 90
-SHAPES = ((37, 4, 2, 32), (5, 3, 1, 6), (0, 2, 1, 8), (20, 14, 2, 64), (3, 2, 2, 10))
-
-
-def tables(E: int) -> tuple[Tensor, Tensor]:
-    angle_RE = torch.arange(POSITIONS)[:, None] * 10000.0 ** (-torch.arange(0, E, 2) / E)
-    return angle_RE.cos(), angle_RE.sin()
-
-
-def positions(T: int) -> Tensor:
-    return torch.randint(POSITIONS, (T,), generator=torch.Generator().manual_seed(T))
 
 
 def bound(f: Any, T: int, H: int, G: int, E: int) -> Any:
     """f of qkv and the norms alone."""
     return lambda qkv, *norms: f(qkv, positions(T), *tables(E), H, G, *(norms or (None, None)), eps=EPS)
-
-
-@needs_native
-@pytest.mark.parametrize("has_norms", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_error_is_that_of_torch(
-    instruction_set: str, shape: tuple[int, int, int, int], dtype: torch.dtype, has_norms: bool
-) -> None:
-    T, H, G, E = shape
-    norms = [randn(E, dtype=dtype, seed=1), randn(E, dtype=dtype, seed=2)] if has_norms else []
-    inputs = (randn(T, (H + 2 * G) * E, dtype=dtype), *norms)
-    check_error(bound(rope_ref, *shape), bound(native(ROPE), *shape), inputs)
 
 
 def test_reference_turns_each_pair_by_its_angle() -> None:
@@ -82,11 +59,6 @@ def test_gradient_has_the_same_bits_with_any_number_of_threads(restored_threads:
         out = bound(native(ROPE), *shape)(*leaves)
         grads.append(torch.autograd.grad(sum(x.square().sum() for x in out), leaves))
     assert_same_bits(*grads)
-
-
-def test_reference_gradient_is_that_of_finite_differences() -> None:
-    inputs = tuple(x.double().requires_grad_() for x in (randn(3, 16), randn(4, seed=1), randn(4, seed=2)))
-    assert torch.autograd.gradcheck(bound(rope_ref, 3, 2, 1, 4), inputs)
 
 
 @needs_native
