@@ -12,6 +12,7 @@ import transformers
 from hf_models import CPU, IDS, packed_logits, random_hf, save
 from torch import Tensor
 
+from rzero.engine import Engine, Model, SamplingParams
 from rzero.engine.checkpoint import load_adapter, load_config, load_weights, save_adapter, save_hf
 from rzero.engine.errors import InputError
 from rzero.engine.lora import MODULES, LoraConfig
@@ -168,6 +169,51 @@ def test_other_adapters_are_refused_by_name(change: str, folder: Path, tmp_path:
     with pytest.raises(InputError) as error:
         load_adapter(tmp_path / "adapter", weights.config, weights.role("base"))
     assert named in str(error.value)
+
+
+def new_engine(folder: Path) -> Engine:
+    weights = load(folder)
+    return Engine(Model(weights.config, weights.role("base"), folder=folder), num_pages=64)
+
+
+def test_engine_saves_a_role_for_peft_and_loads_it_back(folder: Path, tmp_path: Path) -> None:
+    with new_engine(folder) as engine:
+        engine.fork("solver")
+        engine.weights.add_lora("solver", LoraConfig(rank=3, targets=("q_proj", "down_proj")))
+        for name, tensor in adapter_tensors(engine.weights.role("solver")):
+            if name.endswith(".b"):
+                torch.nn.init.normal_(tensor, 0, 0.3, generator=torch.Generator().manual_seed(1))
+        engine.save("solver", tmp_path / "adapter", as_adapter=True)
+        ours_TV = logits(engine.weights, engine.weights.role("solver"))
+        hf = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        theirs = peft.PeftModel.from_pretrained(hf, tmp_path / "adapter")
+        with torch.no_grad():
+            assert close(ours_TV, theirs(IDS[None]).logits[0])
+        params = SamplingParams(n=2, max_tokens=8, seed=1, ignore_eos=True)
+        wanted = engine.generate([IDS.tolist()], params, role="solver")[0].samples
+        engine.load("again", tmp_path / "adapter")
+        assert engine.generate([IDS.tolist()], params, role="again")[0].samples == wanted
+        assert engine.generate([IDS.tolist()], params, role="base")[0].samples != wanted
+        assert engine.weights.base("again") == engine.weights.base("base")
+
+
+def test_engine_says_what_is_wrong_with_an_adapter(folder: Path, tmp_path: Path) -> None:
+    weights = with_random_adapters(folder, TARGETS[1])
+    save_adapter(tmp_path / "adapter", weights.role("solver"), base=str(folder))
+    with new_engine(folder) as engine:
+        with pytest.raises(InputError, match="'base' has no adapters; save it with as_adapter=False"):
+            engine.save("base", tmp_path / "none", as_adapter=True)
+        with pytest.raises(InputError, match="role 'reference' does not exist"):
+            engine.load("solver", tmp_path / "adapter", of="reference")
+        engine.load("solver", tmp_path / "adapter")
+        with pytest.raises(InputError, match="role 'solver' has adapters"):
+            engine.load("other", tmp_path / "adapter", of="solver")
+        with pytest.raises(InputError, match=r"config\.json"):
+            engine.load("other", tmp_path)
+        (tmp_path / "adapter/adapter_model.safetensors").unlink()
+        with pytest.raises(InputError, match=r"adapter_model\.safetensors"):
+            engine.load("other", tmp_path / "adapter")
+        assert engine.weights.roles == ("base", "solver")
 
 
 PREFIX = "base_model.model.model.layers.1"
