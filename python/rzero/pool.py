@@ -65,7 +65,7 @@ def build(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
     rows = [question_row(run, unit, index, voted) for index, voted in enumerate(asked)]
     run.folder.append("questions.jsonl", rows)
     run.observer.on_questions(rows)
-    metrics = {
+    metrics: dict[str, Any] = {
         "candidates": len(parsed),
         "reused": len(reused),
         "invalid": invalid.total() - invalid["held out"],
