@@ -66,7 +66,7 @@ class _Swiglu(torch.autograd.Function):
     def backward(ctx: Any, grad_y_TF: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         T, F = grad_y_TF.shape
-        grad_x = x.new_empty((T, 2 * F))
+        grad_x = torch.empty((T, 2 * F), dtype=x.dtype, device=x.device)
         if grad_x.numel():
             grid = (T, triton.cdiv(F, BLOCK))
             _swiglu_backward[grid](x, grad_y_TF.contiguous(), grad_x, x.stride(0), F, BLOCK=BLOCK)
