@@ -212,7 +212,7 @@ class Progress(Observer):
 
     def _gauge_line(self) -> Text:
         """What each gauge reads; in colour where it is beyond a threshold."""
-        line = Text("gauges", style="dim")
+        line = Text().append("gauges", style="dim")
         for name, (value, is_alarmed) in self._gauges.items():
             line.append("   ").append(f"{name} {value:.3g}", style="bold yellow" if is_alarmed else "default")
         return line

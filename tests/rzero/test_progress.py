@@ -63,7 +63,7 @@ def test_display_shows_phase_rewards_questions_and_accuracy(folder: Path) -> Non
 
 
 def test_display_shows_what_the_gauges_read(folder: Path) -> None:
-    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
     shown = text_of(replay(console, folder), console)
     assert "length_grows 1." in shown
     # Beyond its threshold, so in bold yellow.
