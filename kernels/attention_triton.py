@@ -65,14 +65,27 @@ def tile(M: int, N: int, E: int, R: int, S: int = 0) -> Tile:
     return Tile(max(M, triton.next_power_of_2(R)), N, E, max(16, triton.next_power_of_2(E)), R, S)
 
 
-def is_wide(q_THE: Tensor) -> bool:
-    """Whether a row takes so many registers that sm_80 spills with the tiles for bfloat16 heads of 64."""
-    return q_THE.shape[2] > 64 or q_THE.dtype == torch.float32
+# Keys per tile of the forward kernels, here and of pages, so that both sum in the same order.
+KEYS = 64
 
 
-# M and N. Unmeasured: the largest that keep sm_80, with 4 or 8 warps, from spilling. N of FORWARD_TILE is that
-# of paged_attention, too, so that both sum in the same order.
-FORWARD_TILE, QUERY_TILE, WIDE_QUERY_TILE, KEY_TILE = (64, 64), (64, 64), (64, 32), (32, 64)
+class Tiles(NamedTuple):
+    """M and N of the three kernels, and their warps."""
+
+    forward: tuple[int, int]
+    query_grad: tuple[int, int]
+    key_grad: tuple[int, int]
+    warps: int
+
+
+def tiles_of(q_THE: Tensor) -> Tiles:
+    """Unmeasured: the largest found with which nothing spills on sm_80, sm_90 and sm_100. Float32 at full
+    precision has no tensor cores, and its operands stay in registers."""
+    if q_THE.dtype == torch.float32:
+        return Tiles((32, KEYS), (32, 64), (16, 16), 8)
+    if q_THE.shape[2] > 64:
+        return Tiles((64, KEYS), (64, 32), (32, 64), 8)
+    return Tiles((64, KEYS), (64, 64), (32, 64), 4)
 
 
 @triton.jit
@@ -93,7 +106,8 @@ def store_heads(x, row_M, head_M, is_row_M, value_ME, tile: tl.constexpr):
 def sweep(q_ME, limit_M, k, v, keys, span, scale, tile: tl.constexpr):
     """The state of rows that see the positions of `span` below their limit: largest score times log2(e), sum
     of exponentials, weighted sum of values. `keys`: the sequence's row of the page table and the number of
-    pages; packed, the prefix's first row and length and the first own row."""
+    pages (one that is not there makes NaN); packed, the prefix's first row and length and the first own row.
+    """
     e = tl.arange(0, tile.BLOCK_E)
     top_M = tl.full((tile.M,), float("-inf"), tl.float32)
     sum_M = tl.full((tile.M,), 0, tl.float32)
@@ -103,9 +117,9 @@ def sweep(q_ME, limit_M, k, v, keys, span, scale, tile: tl.constexpr):
         is_key = n < span[1]
         if tile.S:
             page_N = tl.load(keys[0] + n // tile.S, mask=is_key, other=0)
-            tl.device_assert(
-                (page_N >= 0) & (page_N < keys[1]), "page_table_BM names a page that is not there"
-            )
+            is_page_N = (page_N >= 0) & (page_N < keys[1])
+            tl.device_assert(is_page_N | (n >= span[1]), "page_table_BM names no page")
+            is_key = is_key & is_page_N
             k_N = page_N.to(tl.int64) * k.outer + (n % tile.S).to(tl.int64) * k.inner
             v_N = page_N.to(tl.int64) * v.outer + (n % tile.S).to(tl.int64) * v.inner
         else:
@@ -115,13 +129,15 @@ def sweep(q_ME, limit_M, k, v, keys, span, scale, tile: tl.constexpr):
         k_NE = tl.load(k.data + k_N[:, None] + e[None, :], mask=is_inside, other=0.0)
         v_NE = tl.load(v.data + v_N[:, None] + e[None, :], mask=is_inside, other=0.0)
         score_MN = tl.dot(q_ME, tl.trans(k_NE), input_precision="ieee") * (scale * 1.4426950408889634)
+        if tile.S:
+            score_MN = tl.where((is_page_N | (n >= span[1]))[None, :], score_MN, float("nan"))
         score_MN = tl.where(n[None, :] < limit_M[:, None], score_MN, float("-inf"))
         new_M = tl.maximum(top_M, tl.max(score_MN, 1))
         # A row that has seen nothing yet has no largest score, and -inf - -inf is NaN.
         base_M = tl.where(new_M == float("-inf"), 0.0, new_M)
         p_MN = tl.exp2(score_MN - base_M[:, None])
         fade_M = tl.exp2(top_M - base_M)
-        sum_M = sum_M * fade_M + tl.sum(p_MN, 1)
+        sum_M = tl.fma(sum_M, fade_M, tl.sum(p_MN, 1))
         out_ME = tl.dot(p_MN.to(v_NE.dtype), v_NE, out_ME * fade_M[:, None], input_precision="ieee")
         top_M = new_M
     return top_M, sum_M, out_ME
@@ -257,11 +273,12 @@ def _run(
     o_THE = q_THE.new_empty(q_THE.shape)
     softmax_TH2 = q_THE.new_empty((*q_THE.shape[:2], 2), dtype=torch.float32) if keep else None
     if len(q_THE):
-        how = tile(*FORWARD_TILE, q_THE.shape[2], R)
+        sizes = tiles_of(q_THE)
+        how = tile(*sizes.forward, q_THE.shape[2], R)
         tiles = row_tiles(rows, how.M // R, q_THE.device)
         _forward[(len(tiles), G)](
             heads(q_THE), _keys(k_TGE), _keys(v_TGE), heads(o_THE), softmax_TH2, tiles, scale, how,
-            num_warps=8 if is_wide(q_THE) else 4, num_stages=2,
+            num_warps=sizes.warps, num_stages=2,
         )  # fmt: skip
     return o_THE, softmax_TH2
 
@@ -275,19 +292,19 @@ def _grads(
     if T == 0:
         return grad_q_THE, grad_k_TGE, grad_v_TGE
     delta_TH = q_THE.new_empty((T, H), dtype=torch.float32)
-    warps = 8 if is_wide(q_THE) else 4
-    how = tile(*(WIDE_QUERY_TILE if is_wide(q_THE) else QUERY_TILE), E, H // G)
+    sizes = tiles_of(q_THE)
+    how = tile(*sizes.query_grad, E, H // G)
     grad_o, inputs = heads(grad_o_THE.contiguous()), (heads(q_THE), heads(k_TGE), heads(v_TGE))
     tiles = row_tiles(rows, how.M // how.R, q_THE.device)
     _query_grad[(len(tiles), G)](
         *inputs, (grad_o, heads(grad_q_THE)), (softmax_TH2, delta_TH), tiles, scale, how,
-        num_warps=warps, num_stages=2,
+        num_warps=sizes.warps, num_stages=2,
     )  # fmt: skip
-    how = tile(*KEY_TILE, E, H // G)
+    how = tile(*sizes.key_grad, E, H // G)
     plan = key_tiles(rows, how.N, q_THE.device)
     _key_grad[(len(plan[0]), G)](
         *inputs, (grad_o, heads(grad_k_TGE), heads(grad_v_TGE)), (softmax_TH2, delta_TH), plan, scale, how,
-        num_warps=warps, num_stages=2,
+        num_warps=sizes.warps, num_stages=2,
     )  # fmt: skip
     return grad_q_THE, grad_k_TGE, grad_v_TGE
 

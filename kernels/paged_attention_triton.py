@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rzero.kernels.attention_triton import (
-    FORWARD_TILE,
+    KEYS,
     Heads,
     Keys,
     Tile,
@@ -39,33 +39,30 @@ FEW_PROGRAMS = 512
 
 
 class Batch(NamedTuple):
-    """The sequences: page table and its row stride, rows, lengths; how many sequences and pages there are."""
+    """Page table, first rows and lengths of the sequences."""
 
     table: Tensor
-    table_stride: int
     q_start: Tensor
     kv_len: Tensor
-    B: int
-    P: int
 
 
 class Parts(NamedTuple):
     """States of rows over stretches of positions, float32: sums of values [stretches, T, H, E]; largest score
-    and sum of exponentials [stretches, T, H, 2]; T times H."""
+    and sum of exponentials [stretches, T, H, 2]."""
 
     out: Tensor
     softmax: Tensor
-    rows: int
 
 
 @triton.jit
 def _merge(state, part):
-    """The state over the positions of both, those of `part` being later."""
+    """The state over the positions of both, those of `part` being later. What is fused is spelled out: a
+    compiler may make two things of a * b + c * d, and two kernels merge."""
     new_M = tl.maximum(state[0], part[0])
     base_M = tl.where(new_M == float("-inf"), 0.0, new_M)
     fade_M, weight_M = tl.exp2(state[0] - base_M), tl.exp2(part[0] - base_M)
-    sum_M = state[1] * fade_M + part[1] * weight_M
-    return new_M, sum_M, state[2] * fade_M[:, None] + part[2] * weight_M[:, None]
+    sum_M = tl.fma(state[1], fade_M, part[1] * weight_M)
+    return new_M, sum_M, tl.fma(state[2], fade_M[:, None], part[2] * weight_M[:, None])
 
 
 @triton.jit
@@ -82,44 +79,51 @@ def _whole(q_ME, limit_M, k, v, keys, end, scale, tile: tl.constexpr):
 
 
 @triton.jit
-def _rows(batch, tile: tl.constexpr):
-    """This program's sequence, first row, rows (not positive: nothing to do), position of the first."""
+def _rows(batch, B, T, M, tile: tl.constexpr):
+    """This program's sequence, first row, rows (not positive: nothing to do), position of the first, last
+    position + 1, and 1.0, or NaN where the sequence is longer than the page table is wide."""
+    does_run = (tl.load(batch.q_start) == 0) & (tl.load(batch.q_start + B) == T)
+    tl.device_assert(does_run, "q_start_B1 does not run from 0 to the rows of q_THE")
     program, b = tl.program_id(0), -1
-    for first in range(0, batch.B, 128):
+    for first in range(0, B, 128):
         each = first + tl.arange(0, 128)
-        start = tl.load(batch.q_start + each, mask=each < batch.B, other=0)
-        is_before = (each < batch.B) & (start // (tile.M // tile.R) + each <= program)
+        start = tl.load(batch.q_start + each, mask=each < B, other=0)
+        is_before = (each < B) & (start // (tile.M // tile.R) + each <= program)
         b += tl.sum(is_before.to(tl.int32), 0)
+    b = tl.maximum(b, 0)
     start, end = tl.load(batch.q_start + b), tl.load(batch.q_start + b + 1)
     row = start + (program - start // (tile.M // tile.R) - b) * (tile.M // tile.R)
-    rows = tl.minimum(end - row, tile.M // tile.R)
-    position = tl.load(batch.kv_len + b) - end + row
-    tl.device_assert((rows <= 0) | (position >= 0), "a sequence has more rows than kv_len_B")
-    return b, row, rows, position
+    length = tl.load(batch.kv_len + b)
+    position, unit = length - end + row, tl.where(length <= M * tile.S, 1.0, float("nan"))
+    tl.device_assert((row >= end) | (position >= 0), "a sequence has more rows than kv_len_B")
+    tl.device_assert((row >= end) | (length <= M * tile.S), "kv_len_B goes beyond the page table")
+    rows = tl.where(row < 0, 0, tl.minimum(tl.minimum(end, T) - row, tile.M // tile.R))
+    return b, row, rows, position, tl.minimum(position + rows, M * tile.S), unit
 
 
-@triton.jit
-def _attend(q, k, v, o, parts, batch, scale, tile: tl.constexpr):
-    b, row, rows, position = _rows(batch, tile)
+# Sizes change from step to step, and must not make the compiler start again.
+@triton.jit(do_not_specialize=["table_stride", "B", "T", "P", "M"])
+def _attend(q, k, v, o, parts, batch, scale, table_stride, B, T, P, M, tile: tl.constexpr):
+    b, row, rows, position, end, unit = _rows(batch, B, T, M, tile)
     if rows > 0:
         m = tl.arange(0, tile.M)
         token_M, head_M = m // tile.R, tl.program_id(1) * tile.R + m % tile.R
-        limit_M, end = position + tl.minimum(token_M, rows - 1) + 1, position + rows
+        limit_M = position + tl.minimum(token_M, rows - 1) + 1
         g = tl.program_id(1).to(tl.int64)
         k = Keys(k.data + g * k.head, k.outer, k.inner, k.head)
         v = Keys(v.data + g * v.head, v.outer, v.inner, v.head)
-        keys = (batch.table + b.to(tl.int64) * batch.table_stride, batch.P)
+        keys = (batch.table + b.to(tl.int64) * table_stride, P)
         q_ME = load_heads(q, row + token_M, head_M, token_M < rows, tile)
         if parts is None:
             _, sum_M, out_ME = _whole(q_ME, limit_M, k, v, keys, end, scale, tile)
-            store_heads(o, row + token_M, head_M, token_M < rows, out_ME / sum_M[:, None], tile)
+            store_heads(o, row + token_M, head_M, token_M < rows, out_ME / (sum_M * unit)[:, None], tile)
         else:
             first = tl.program_id(2) * tile.STRETCH
             if first < end:
                 span = (first, tl.minimum(first + tile.STRETCH, end))
                 top_M, sum_M, out_ME = sweep(q_ME, limit_M, k, v, keys, span, scale, tile)
                 H = tl.num_programs(1) * tile.R
-                at_M = (row + token_M).to(tl.int64) * H + head_M + tl.program_id(2).to(tl.int64) * parts.rows
+                at_M = (tl.program_id(2).to(tl.int64) * T + row + token_M) * H + head_M
                 ptrs = parts.softmax + 2 * at_M
                 tl.store(ptrs, top_M, mask=token_M < rows)
                 tl.store(ptrs + 1, sum_M, mask=token_M < rows)
@@ -127,9 +131,9 @@ def _attend(q, k, v, o, parts, batch, scale, tile: tl.constexpr):
                 store_heads(x, at_M, head_M, token_M < rows, out_ME, tile)
 
 
-@triton.jit
-def _merge_parts(o, parts, batch, tile: tl.constexpr):
-    _, row, rows, position = _rows(batch, tile)
+@triton.jit(do_not_specialize=["B", "T", "M"])
+def _merge_parts(o, parts, batch, B, T, M, tile: tl.constexpr):
+    _, row, rows, _, end, unit = _rows(batch, B, T, M, tile)
     if rows > 0:
         m = tl.arange(0, tile.M)
         token_M, head_M = m // tile.R, tl.program_id(1) * tile.R + m % tile.R
@@ -138,14 +142,14 @@ def _merge_parts(o, parts, batch, tile: tl.constexpr):
         sum_M = tl.full((tile.M,), 0, tl.float32)
         out_ME = tl.full((tile.M, tile.BLOCK_E), 0, tl.float32)
         at_M = (row + token_M).to(tl.int64) * H + head_M
-        for _ in range(0, position + rows, tile.STRETCH):
+        for _ in range(0, end, tile.STRETCH):
             ptrs = parts.softmax + 2 * at_M
             part_top_M = tl.load(ptrs, mask=is_row_M, other=0.0)
             part_sum_M = tl.load(ptrs + 1, mask=is_row_M, other=1.0)
             part_ME = load_heads(Heads(parts.out, tile.E, 0), at_M, head_M, is_row_M, tile)
             top_M, sum_M, out_ME = _merge((top_M, sum_M, out_ME), (part_top_M, part_sum_M, part_ME))
-            at_M += parts.rows
-        store_heads(o, row + token_M, head_M, is_row_M, out_ME / sum_M[:, None], tile)
+            at_M += T.to(tl.int64) * H
+        store_heads(o, row + token_M, head_M, is_row_M, out_ME / (sum_M * unit)[:, None], tile)
 
 
 def _check(q_THE: Tensor, pages: tuple[Tensor, Tensor], batch: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -168,7 +172,7 @@ def _check(q_THE: Tensor, pages: tuple[Tensor, Tensor], batch: tuple[Tensor, Ten
 def _tile(q_THE: Tensor, k_pages_PSGE: Tensor) -> Tile:
     _, H, E = q_THE.shape
     _, S, G, _ = k_pages_PSGE.shape
-    return tile(16, FORWARD_TILE[1], E, H // G, S)
+    return tile(16, KEYS, E, H // G, S)
 
 
 def paged_attention_triton(
@@ -187,17 +191,17 @@ def paged_attention_triton(
         return o_THE
     how = _tile(q_THE, k_pages_PSGE)
     programs = T // (how.M // how.R) + B
-    batch = Batch(page_table_BM, page_table_BM.stride(0), q_start_B1, kv_len_B, B, P)
+    batch = Batch(page_table_BM, q_start_B1, kv_len_B)
     keys, values = (Keys(x, *x.stride()[:3]) for x in (k_pages_PSGE, v_pages_PSGE))
     # The table's width bounds the lengths; reading them would wait for the device.
     stretches, parts = triton.cdiv(M * S, how.STRETCH), None
     if stretches > 1 and programs * G < FEW_PROGRAMS:
         out, softmax = (q_THE.new_empty((stretches, T, H, n), dtype=torch.float32) for n in (E, 2))
-        parts = Parts(out, softmax, T * H)
-    grid = (programs, G, stretches if parts else 1)
-    _attend[grid](
-        heads(q_THE), keys, values, heads(o_THE), parts, batch, scale, how, num_warps=4, num_stages=3
-    )
+        parts = Parts(out, softmax)
+    _attend[(programs, G, stretches if parts else 1)](
+        heads(q_THE), keys, values, heads(o_THE), parts, batch, scale, page_table_BM.stride(0), B, T, P, M,
+        how, num_warps=4, num_stages=3,
+    )  # fmt: skip
     if parts:
-        _merge_parts[(programs, G)](heads(o_THE), parts, batch, how, num_warps=4)
+        _merge_parts[(programs, G)](heads(o_THE), parts, batch, B, T, M, how, num_warps=4)
     return o_THE

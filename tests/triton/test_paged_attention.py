@@ -9,6 +9,7 @@ import torch
 from attention_inputs import Cache
 from harness import DTYPES, apart, assert_same_bits, frobenius, native, needs_native, peak, randn
 from torch import Tensor
+from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
 from rzero.kernels import paged_attention_triton as module
@@ -112,7 +113,13 @@ def ints(*values: object) -> Tensor:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({3: ints([0, 3], [1, 2])}, "names no page"), ({5: ints(1, 4)}, "more rows than kv_len_B")],
+    [
+        ({3: ints([0, 3], [1, 2])}, "names no page"),
+        ({5: ints(9, 5)}, "goes beyond the page table"),
+        ({5: ints(1, 4)}, "more rows than kv_len_B"),
+        ({4: ints(1, 2, 3)}, "does not run from 0"),
+        ({4: ints(0, 2, 4)}, "does not run from 0"),
+    ],
 )
 def test_pages_and_lengths_that_cannot_be_are_seen_in_debug_mode(
     change: dict[int, Tensor], message: str
@@ -122,6 +129,23 @@ def test_pages_and_lengths_that_cannot_be_are_seen_in_debug_mode(
         args[i] = value
     with pytest.raises(InterpreterError, match=message):
         paged_attention_triton(*args, 1.0)
+
+
+def test_pages_and_lengths_that_cannot_be_make_nan_and_touch_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU without debug mode: no assertion fires, but the interpreter still checks every access."""
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions())
+    args = (randn(3, 4, 8), *randn(2, 3, 4, 2, 8))
+    for table, starts, lengths, bad in (
+        (ints([0, 3], [1, 2]), ints(0, 2, 3), ints(8, 5), [0, 1]),
+        (ints([0, 1], [-7, 2]), ints(0, 2, 3), ints(8, 5), [2]),
+        (ints([0, 1], [1, 2]), ints(0, 2, 3), ints(10, 5), [0, 1]),
+        (ints([0] * 200, [1] * 200), ints(0, 2, 3), ints(9000, 5), [0, 1]),
+        (ints([0, 1], [1, 2]), ints(0, 2, 9), ints(8, 12), [2]),
+    ):
+        o_THE = paged_attention_triton(*args, table, starts, lengths, 1.0)
+        assert o_THE.isnan().flatten(1).any(1).nonzero().flatten().tolist() == bad
 
 
 @pytest.mark.parametrize(
