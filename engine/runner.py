@@ -125,13 +125,14 @@ class Runner:
         """
         n = len(rows)
         drawn = Drawn(np.empty(n, np.int64), np.empty(n, np.float32), np.empty(n, np.float32))
+        outputs: tuple[npt.NDArray[Any], ...] = drawn
         columns = (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.key, batch.position + 1)
         group = max(16, LOGITS_BYTES // (4 * len(head_VD)))
         for start in range(0, n, group):
             here = rows[start : start + group]
             logits_BV = self._kernels.linear(h_BD[start : start + group], head_VD)
             settings = (self._tensor(column[here]) for column in columns)
-            for values, part in zip(drawn, self._kernels.sample(logits_BV, *settings), strict=True):
+            for values, part in zip(outputs, self._kernels.sample(logits_BV, *settings), strict=True):
                 values[here] = part.cpu().numpy()
         return drawn
 

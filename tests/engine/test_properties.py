@@ -24,7 +24,7 @@ MAX_LENGTH = 40
 
 
 class RandomRun:
-    """Random submits, cancels, page releases and steps over one scheduler; answers are compared."""
+    """Random submits, cancels, page releases, changes of bases and steps; answers are compared."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
@@ -32,7 +32,9 @@ class RandomRun:
         least = -(-MAX_LENGTH // page_size)
         pages = self.draw.choice((least, least + 1, least + 3, 2 * least, 8 * least))
         max_seqs, budget = self.draw.choice((1, 2, 5, 16)), self.draw.choice((1, 2, 3, 7, 64))
-        self.cache = TextCache(Scheduler(pages, page_size, max_seqs, budget, MAX_LENGTH))
+        self.base = {"a": 0, "b": self.draw.choice((0, 1))}
+        scheduler = Scheduler(pages, page_size, max_seqs, budget, MAX_LENGTH, self.base.__getitem__)
+        self.cache = TextCache(scheduler)
         self.open: dict[int, Request] = {}
         self.prompts: list[list[int]] = []
         self.number = 0
@@ -67,6 +69,10 @@ class RandomRun:
             self.cancel()
         elif chance < 0.13:
             self.cache.scheduler.give_up_pages()
+            self.cache.scheduler.check()
+        elif chance < 0.15:
+            self.base["b"] = 1 - self.base["b"]
+            self.cache.scheduler.regroup()
             self.cache.scheduler.check()
         elif self.cache.scheduler.has_work:
             self.cache.step()

@@ -131,3 +131,11 @@ def test_cancelling_one_role_leaves_the_others_alone() -> None:
         engine.cancel(number)
     outputs, _ = run(engine)
     assert_same(samples(in_order(outputs)), samples(wanted), is_exact(engine))
+
+
+def test_checking_every_call_changes_no_answer() -> None:
+    plain, checked = adapted_engine(), adapted_engine(debug=True)
+    for role in LORA:
+        assert samples(checked.generate(PROMPTS, PARAMS, role=role)) == samples(
+            plain.generate(PROMPTS, PARAMS, role=role)
+        )
