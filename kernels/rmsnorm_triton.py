@@ -4,6 +4,8 @@
 
 One program per row, the whole row in one tile: its sum has the same order whatever the batch. The gradient of
 w is summed per block of ROWS rows and then over the blocks, both in a fixed order.
+Bytes moved: forward reads x and the residual and writes y and the sum, once each; backward reads x, y's
+gradient and the sum's, and writes one gradient.
 """
 
 from typing import Any

@@ -6,6 +6,7 @@ One program per token and block of heads. Its tile holds the first half of each 
 one the other half, so that a pair meets in one thread. Query, key and value heads are rows of the same tile
 and part at the store: keys and values go either to tensors or straight to their page slots. A position
 outside of the tables gives NaN, a slot outside of the pages is not written; with TRITON_DEBUG=1 both raise.
+Bytes moved: qkv is read once and written once, without the values where rope returns them as a view.
 """
 
 from typing import Any, NamedTuple

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
-"""swiglu in Triton; the contract is in swiglu.py. One program per BLOCK elements of a row."""
+"""swiglu in Triton; the contract is in swiglu.py. One program per BLOCK elements of a row.
+
+Bytes moved: forward 3 T F elements, backward 5 T F.
+"""
 
 from typing import Any
 
