@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`kv_write` and `copy_pages` on a GPU, in CUDA C++: csrc/kv_write.cu. 16 bytes per access where aligned.
 
-Nobody waits for the device here, so a slot or page number outside the pages is not reported: it moves
-nothing and touches no memory outside.
+Nobody waits for the device here, so a slot or page number outside the pages is not reported (resolve with
+debug=True looks first): it moves nothing and touches no memory outside.
 """
 
 import torch

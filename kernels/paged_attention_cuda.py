@@ -4,7 +4,8 @@
 A block per row of q and up to four query heads of one key head: made for decoding. A chunk of a prompt is
 right, too, but each of its rows reads the keys again. The order of the sum over positions depends on the
 position alone, so a row has the same bits alone, in a batch, in a chunk and with any page size. Heads of at
-most 512 bytes. Nobody waits for the device here: a page or length that cannot be gives NaN, not an exception.
+most 512 bytes. Nobody waits for the device here: a page or length that cannot be gives NaN, not an exception
+(resolve with debug=True looks first).
 """
 
 from typing import Final

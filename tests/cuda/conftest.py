@@ -24,7 +24,7 @@ def on_host(host_library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launchers of kernels/<op>_cuda.py run on CPU tensors, with small blocks: a thread is a fiber."""
     for name in ("sample_cuda", "kv_write_cuda", "paged_attention_cuda"):
         monkeypatch.setattr(f"rzero.kernels.{name}.lib", host_library)
-    monkeypatch.setattr("rzero.kernels.sample_cuda.THREADS", 64)
+    monkeypatch.setattr("rzero.kernels.sample_cuda.THREADS", 32)
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,7 @@ struct Device {
   void* dynamic_shared = nullptr;
   char* order = nullptr;  // addresses that stand for barriers and warps in ThreadSanitizer's clocks, fresh per block
   char finished = 0;
+  std::vector<void*> finished_threads;  // ThreadSanitizer's
 };
 inline Device device;
 
@@ -278,11 +279,13 @@ inline void start_threads() {
   }
 }
 
+// A finished thread stays known to ThreadSanitizer until the launch ends: its number must not go to a thread of the
+// next block, or the two would pass for one. (So a launch under it has at most 8,000 threads.)
 inline void stop_threads() {
 #if defined(__SANITIZE_THREAD__)
   for (Fiber& fiber : device.fibers) {
-    __tsan_destroy_fiber(fiber.tsan);
-    munmap(fiber.stack, kStackBytes);  // what ThreadSanitizer knows of a stack must not meet the next thread
+    device.finished_threads.push_back(fiber.tsan);
+    munmap(fiber.stack, kStackBytes);  // what it knows of a stack must not meet the next thread either
     fiber.stack = nullptr;
   }
 #endif
@@ -329,6 +332,10 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<voi
   for (Fiber& fiber : device.fibers)
     if (fiber.stack != nullptr) munmap(fiber.stack, kStackBytes);
   device.fibers.clear();
+#if defined(__SANITIZE_THREAD__)
+  for (void* thread : device.finished_threads) __tsan_destroy_fiber(thread);
+  device.finished_threads.clear();
+#endif
   acquire(&device.finished);
 }
 

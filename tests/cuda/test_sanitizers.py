@@ -100,7 +100,7 @@ BUGS = {
         "  if (threadIdx.x == 5) return 0.f;\n  const Weight mine = s.group",
         "sample",
         "address",
-        ("deadlock",),
+        ("divergent __syncthreads", "deadlock"),
     ),
 }
 
