@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """adamw on a GPU: one pass over memory, one program per 1,024 elements, float32 arithmetic.
 
 Division and square root are those of IEEE; the compiler may fuse a product and a sum into one rounding.
@@ -54,7 +55,7 @@ def _adamw(state, grad_ptr, how, count, BLOCK: tl.constexpr):
         p = tl.load(state.master + i, mask=is_inside, other=0.0)
     m += how.rise1 * (g - m)
     v = how.beta2 * v + how.rise2 * g * g
-    slope = tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), how.root_correction2 + tl.zeros_like(v)) + how.eps)
+    slope = tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), how.root_correction2) + how.eps)
     p = p * how.keep - how.step_size * slope
     tl.store(state.exp_avg + i, m, mask=is_inside)
     tl.store(state.exp_avg_sq + i, v, mask=is_inside)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """linear_logprob on a GPU: logits live one tile at a time, in registers, and never reach memory in forward.
 
-Forward. One program takes a tile of rows and 2,048 tokens of the vocabulary, in tiles of 128: largest logit,
+Forward. One program takes a tile of rows and 2,048 tokens of the vocabulary, tile by tile: largest logit,
 mass, moment (sum of y e^y) and the target's logit, rescaled as the largest grows. A second kernel joins the
 parts of a row, in their order. Tiles and order depend on the type, D and V alone, so a row has the same bits
 in a batch of any size. They agree with `sample` within rounding, not bit for bit: the order is another one.
@@ -14,8 +15,10 @@ logits are recomputed once: to keep them in registers, each of the two products 
 slice of D.
 
 Extra memory: forward T * V / 128 bytes, backward chunk_bytes and the float32 gradient of h.
-A target outside 0..V-1 gives NaN: to refuse it would mean to wait for the GPU. A float temperature below
-1e-38 is out of range. Credit: Wijmans et al., Cut Your Losses, 2411.09009; Liger-Kernel for the chunks.
+A target outside 0..V-1 gives NaN: to refuse it would mean to wait for the GPU; with TRITON_DEBUG=1 it raises.
+A temperature below 1e-38 is out of range.
+
+Credit: Wijmans et al., Cut Your Losses, 2411.09009; the chunks: Liger-Kernel.
 """
 
 from typing import Any, NamedTuple
@@ -47,7 +50,7 @@ class _Rows(NamedTuple):
 @triton.jit
 def _logits(h, w, t, v, size, tile: tl.constexpr):
     """Logits of rows t and tokens v, rounded to h's type as when sampling; -inf past the vocabulary."""
-    acc = product(tl.zeros((tile.M, tile.N), tl.float32), h, w, t, v, size, tile.K)
+    acc = product(tl.full((tile.M, tile.N), 0.0, tl.float32), h, w, t, v, size, tile.K)
     return tl.where((v < size[1])[None, :], acc.to(h.data.dtype.element_ty).to(tl.float32), float("-inf"))
 
 
@@ -67,11 +70,11 @@ def _shift(old, new, inverse):
 def _forward_part(h, w, target_ptr, part_ptr, size, inverse, PART: tl.constexpr, tile: tl.constexpr):
     """part_ptr [parts, 4, T]: largest logit, mass, moment, the target's logit of a part; size = T, V, D."""
     t = tl.program_id(0) * tile.M + tl.arange(0, tile.M)
-    target = tl.load(target_ptr + t, mask=t < size[0], other=-1)
+    target = tl.load(target_ptr + t, mask=t < size[0], other=-1).to(tl.int32)
     top = tl.full((tile.M,), float("-inf"), tl.float32)
-    mass = tl.zeros((tile.M,), tl.float32)
-    moment = tl.zeros((tile.M,), tl.float32)
-    hit = tl.zeros((tile.M,), tl.float32)
+    mass = tl.full((tile.M,), 0.0, tl.float32)
+    moment = tl.full((tile.M,), 0.0, tl.float32)
+    hit = tl.full((tile.M,), 0.0, tl.float32)
     begin = tl.program_id(1) * PART
     for first in range(begin, tl.minimum(begin + PART, size[1]), tile.N):
         v = first + tl.arange(0, tile.N)
@@ -114,8 +117,10 @@ def _forward_join(part_ptr, target_ptr, out, T, V, parts, inverse, BLOCK: tl.con
         top = new_top
         in_ptrs += 4 * T
     target = tl.load(target_ptr + t, mask=is_row, other=0)
+    is_token = (target >= 0) & (target < V)
+    tl.device_assert(is_token, "linear_logprob: target_T must be tokens of the vocabulary")
     logp = (hit - _anchor(top)) * inverse - tl.log(mass)
-    tl.store(out[0] + t, tl.where((target >= 0) & (target < V), logp, float("nan")), mask=is_row)
+    tl.store(out[0] + t, tl.where(is_token, logp, float("nan")), mask=is_row)
     tl.store(out[1] + t, tl.log(mass) - moment / mass, mask=is_row)
     tl.store(out[2] + t, top, mask=is_row)
     tl.store(out[3] + t, mass, mask=is_row)
@@ -128,7 +133,7 @@ def _slope(h, w, rows, d_ptr, size, begin, inverse, tile: tl.constexpr):
     v = tl.program_id(1) * tile.N + tl.arange(0, tile.N)
     is_row = t < size[0]
     x = _logits(h, w, t, v, size, tile)
-    target = tl.load(rows.target + t, mask=is_row, other=0) - begin
+    target = tl.load(rows.target + t, mask=is_row, other=0).to(tl.int32) - begin
     top = tl.load(rows.top + t, mask=is_row, other=0.0)
     mass = tl.load(rows.mass + t, mask=is_row, other=1.0)
     slope = tl.load(rows.grad + t, mask=is_row, other=0.0) * inverse
