@@ -6,17 +6,17 @@ The module imports without a driver or a device; `why_not` then gives the reason
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import torch
 
 try:
-    from rzero import _cuda
+    lib: Any = import_module("rzero._cuda")  # most machines have none, type checkers too
 except ImportError as error:
-    lib: Any = None
+    lib = None
     MISSING: str | None = f"rzero._cuda is not built ({error})"
 else:
-    lib = _cuda
     MISSING = None
 
 

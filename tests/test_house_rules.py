@@ -13,9 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (("python/rzero", "rzero"), ("engine", "rzero.engine"), ("kernels", "rzero.kernels"))
-RANK = MappingProxyType(
-    {"rzero": 0, "rzero.engine": 1, "rzero.kernels": 2, "rzero._native": 3, "rzero._cuda": 3}
-)
+RANK = MappingProxyType({"rzero": 0, "rzero.engine": 1, "rzero.kernels": 2, "rzero._native": 3})
 TORCH_FREE = ("rzero.engine.pages", "rzero.engine.scheduler")
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 8
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b")
@@ -87,7 +85,7 @@ def imports(
                 source = ".".join([*base, *([node.module] if node.module else [])])
             for alias in node.names:
                 inner = f"{source}.{alias.name}"
-                yield inner if inner in names or inner in ("rzero._native", "rzero._cuda") else source
+                yield inner if inner in names or inner == "rzero._native" else source
 
 
 def functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
