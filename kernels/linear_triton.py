@@ -7,7 +7,7 @@ torch's library picks another kernel, or splits K, as the number of rows changes
 are few: y has few tiles then. Sums are float32, the bias joins them, and y is rounded once.
 
 Backward: the same kernel on transposed views for x and w (the rows of x's gradient stand alone, too), torch's
-sum for the bias. Bytes moved: w once per tile's rows of x, x once per tile's rows of w, most of it from the cache.
+sum for the bias. Bytes moved: w once per tile's rows of x, x once per tile's rows of w, most from the cache.
 """
 
 from typing import Any, NamedTuple
