@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Expr
+from sympy import Eq, Expr
 
 from rzero.math_values import Values, far_apart, values_of
 
@@ -28,7 +28,7 @@ def same(a: str, b: str) -> bool:
     """
     a, b = sorted((a, b))
     one, other = parsed(a), parsed(b)
-    if not one or not other or far_apart(_values(a), _values(b)):
+    if not one or not other or (_have_values(one[0], other[0]) and far_apart(_values(a), _values(b))):
         return False
     if isinstance(one[0], Expr) and isinstance(other[0], Expr):
         return _verify(one, other)
@@ -42,9 +42,17 @@ def parsed(text: str) -> Any:
     return parse(f"${text}$", extraction_config=TARGETS, parsing_timeout=None)
 
 
+def _have_values(one: Any, other: Any) -> bool:
+    """Whether it is values that are compared: of an equation and a term, math-verify takes the right side."""
+    if isinstance(one, Eq) or isinstance(other, Eq):
+        return isinstance(one, Expr) or isinstance(other, Expr)
+    return True
+
+
 @lru_cache(maxsize=CACHED_TEXTS)
 def _values(text: str) -> Values | None:
-    return values_of(parsed(text)[0])
+    expression = parsed(text)[0]
+    return values_of(expression.rhs if isinstance(expression, Eq) else expression)
 
 
 def _verify(gold: Any, answer: Any) -> bool:
