@@ -2,10 +2,12 @@
 """attention: causal grouped-query attention over packed sequences that may share a prefix, with gradients.
 
 q_THE [T, H, E], k_TGE, v_TGE [T, G, E] a float type, last stride 1, H a multiple of G; scale
-multiplies the scores. `segments` say which rows see which: see `Segments`. Returns o_THE. Float32 inside, one
-rounding at the store. The sum over keys runs in position order and does not depend on what else is packed:
-with the native backend a row has the bits that `paged_attention` computes for the same values. T = 0 is
-legal.
+multiplies the scores. `segments` say which rows see which: see `Segments`. Returns o_THE. T = 0 is legal.
+
+Numerics: float32 inside, one rounding at the store; Triton also rounds the weights to q's type before they
+meet the values. The sum over keys runs in position order and does not depend on what else is packed. With
+the native backend a row has the bits that `paged_attention` computes for the same values; with Triton the two
+take the same steps up to position 512 (later ones `paged_attention` merges in stretches), on other tiles.
 """
 
 from typing import Any, NamedTuple

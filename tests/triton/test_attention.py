@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""attention in Triton: values and gradients against float64 and the native kernel, and in other company."""
+"""attention in Triton: values and gradients against float64, and bit for bit in other company."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,10 @@ import ordered
 import pytest
 import torch
 from attention_inputs import Rows, segments, tensors
-from harness import DTYPES, apart, assert_same_bits, check_error, native, needs_native, randn, results
+from harness import DTYPES, apart, assert_same_bits, check_error, randn
 from torch import Tensor
 
-from rzero.kernels.attention import ATTENTION, Segments, attention_ref
+from rzero.kernels.attention import Segments, attention_ref
 from rzero.kernels.attention_triton import attention_triton
 
 # Prompts, answers, an answer to a part of a prompt, no rows, more rows than a tile, two prompts as a prefix.
@@ -42,18 +42,6 @@ def test_error_is_that_of_torch(
         tensors(rows, *heads, dtype),
         slack=1.5 if dtype == torch.float32 else 2.0,
     )
-
-
-@needs_native
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_native_kernel_agrees(dtype: torch.dtype) -> None:
-    inputs, eps = tensors(PACKED, 6, 2, 16, dtype), torch.finfo(dtype).eps
-    got, wanted = (
-        results(lambda *x: f(*x, segments(PACKED), 0.25), inputs)  # noqa: B023
-        for f in (attention_triton, native(ATTENTION))
-    )
-    for x, y in zip(got, wanted, strict=True):
-        torch.testing.assert_close(x, y, rtol=8 * eps, atol=8 * eps * float(y.abs().max()))
 
 
 def test_row_has_the_same_bits_strided_in_any_order_and_with_gradient(ordered_dot: None) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""paged_attention in Triton: against float64 and the native kernel, and bit for bit in other company."""
+"""paged_attention in Triton: against float64, and bit for bit in other company."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import ordered
 import pytest
 import torch
 from attention_inputs import Cache
-from harness import DTYPES, apart, assert_same_bits, frobenius, native, needs_native, peak, randn
+from harness import DTYPES, apart, assert_same_bits, frobenius, peak, randn
 from torch import Tensor
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
@@ -15,7 +15,7 @@ from triton.runtime.errors import InterpreterError
 from rzero.kernels import paged_attention_triton as module
 from rzero.kernels.attention import Segments
 from rzero.kernels.attention_triton import attention_triton
-from rzero.kernels.paged_attention import PAGED_ATTENTION, paged_attention_ref
+from rzero.kernels.paged_attention import paged_attention_ref
 from rzero.kernels.paged_attention_triton import paged_attention_triton
 
 # rows of q and length of each sequence: decoding, a whole prompt, a chunk, one that waits, an empty one.
@@ -42,15 +42,6 @@ def test_error_is_that_of_torch(heads: tuple[int, int, int, int], dtype: torch.d
     assert got.dtype == dtype and truth.norm() > 0
     for norm, slack in ((frobenius, 1.6), (peak, 4.0)):
         assert norm(got.double() - truth) <= slack * norm(torchs) + 2e-7 * norm(truth)
-
-
-@needs_native
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_native_kernel_agrees(dtype: torch.dtype) -> None:
-    cache, q_THE = Cache(LENGTHS, 16, 2, 32, dtype), randn(sum(ROWS), 6, 32, dtype=dtype, seed=99)
-    args = (q_THE, *cache.args(ROWS, LENGTHS), 0.2)
-    both = [f(*args) for f in (paged_attention_triton, native(PAGED_ATTENTION))]
-    torch.testing.assert_close(*both, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
