@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cases import all_cases
+from calls import all_cases
 from compiled import ARCHES, SHARED_LIMIT_BYTES, Compilations, Compiled
 from triton.compiler.errors import CompilationError
 

@@ -131,7 +131,7 @@ def is_wide(opcode: str) -> bool:
 
 def compile_case(name: str, arch: int) -> list[Compiled]:
     """The kernels behind the case called `name`. Runs in a process of the pool."""
-    from cases import all_cases
+    from calls import all_cases
 
     os.environ["TRITON_CACHE_DIR"] = str(CACHE)
     torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from budget import entries, faults, line, load
-from cases import all_cases
+from calls import all_cases
 from compiled import ARCHES, Compilations, Compiled, kernels_of_calls, read
 
 GOOD = Compiled("f", 64, 0, 1024, 0, "HMMA", "load store", True)
