@@ -26,6 +26,7 @@ KERNELS = (
     "linear",
     "linear_logprob",
     "lora",
+    "policy_loss",
     "rmsnorm",
     "rope",
     "sample",
