@@ -73,9 +73,14 @@ RZERO_INLINE Vec load(const float* p) {
 }
 
 RZERO_INLINE Vec load(const bf16* p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // gcc 12 would convert the halves apart
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
   HalfVec h;
   memcpy(&h, p, sizeof h);
   return (Vec)(__builtin_convertvector(h, BitVec) << 16);
+#endif
 }
 
 RZERO_INLINE Vec load(const fp16* p) {
@@ -101,8 +106,14 @@ RZERO_INLINE void store(bf16* p, Vec v) {  // to nearest, ties to even
   const BitVec bits = (BitVec)v;
   const BitVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const BitVec quiet_nan = (bits >> 16) | 0x40;
-  const HalfVec h = __builtin_convertvector(v == v ? rounded : quiet_nan, HalfVec);
+  const BitVec half = v == v ? rounded : quiet_nan;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)half, (__m256i)half), 0x08);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+#else
+  const HalfVec h = __builtin_convertvector(half, HalfVec);
   memcpy(p, &h, sizeof h);
+#endif
 }
 
 RZERO_INLINE void store(fp16* p, Vec v) {  // to nearest, ties to even; a NaN keeps its first digits
