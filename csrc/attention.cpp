@@ -14,10 +14,12 @@ RZERO_INLINE constexpr bool is_float(const S**) {
   return false;
 }
 
+constexpr int64_t kFewRows = 8;
+
 struct Scratch {
   float *q, *keys, *values, *scores, *out, *normal;
   const void** queries;
-  const void* rows[kTile];
+  const void *rows[kTile], *more_rows[kTile];
 };
 
 // Turns a row's scores into exponentials; returns their sum. Scores past `count` become 0 up to a multiple of 32.
@@ -44,31 +46,48 @@ void attend(const Attention& a, const RowJob& job, int64_t g, Scratch& s) {
   const int64_t R = a.H / a.G, E = a.E, padded = round_up(E, kWidth);
   const int64_t positions = job.position + job.rows, stride = round_up(positions, kTile);
   const S** queries = (const S**)s.queries;
-  const S** found = (const S**)s.rows;
   const int64_t rows = find_queries<S>(a, a.q, job.first_row, job.rows, g, queries);
   load_rows(queries, rows, E, padded, a.scale, s.q);
+  const S **found = (const S**)s.rows, **coming = (const S**)s.more_rows;
+  Ahead next;
+  // Asks for the tile of keys (or values) from `first` on, if there is one. The one that was asked for becomes `found`.
+  const auto look_ahead = [&](const KeyRows& x, int64_t first, int64_t calls) {
+    const int64_t count = smaller(kTile, positions - first);
+    const S** held = found;
+    found = coming;
+    coming = held;
+    if (count > 0) find_keys(a.layout, x, job.sequence, g, first, count, coming);
+    next.plan(coming, count > 0 ? count : 0, E, calls);
+  };
+  const int64_t blocks = rows / 4 * 4 + 3;  // about how often dots and accumulate pause for it
+  look_ahead(a.k, 0, 1);
+  next.fetch();
   for (int64_t first = 0; first < positions; first += kTile) {
     const int64_t count = smaller(kTile, positions - first);
-    find_keys(a.layout, a.k, job.sequence, g, first, count, found);
-    load_transposed(found, count, E, s.keys);
-    dots(s.q, padded, rows, s.keys, count, E, s.scores + first, stride);
+    if (first + kTile < positions)
+      look_ahead(a.k, first + kTile, kTile / kBlock + blocks);
+    else
+      look_ahead(a.v, 0, kTile / kBlock + blocks);
+    load_transposed(found, count, E, s.keys, next);
+    dots(s.q, padded, rows, s.keys, count, E, s.scores + first, stride, next);
   }
   for (int64_t r = 0; r < rows; ++r)
     s.normal[2 * r + 1] = 1.f / soften(s.scores + r * stride, job.position + r / R + 1, &s.normal[2 * r]);
   memset(s.out, 0, rows * padded * sizeof(float));
+  const bool is_direct = is_float(coming) && padded == E && rows <= kFewRows;  // read a few times: not worth a copy
   for (int64_t first = 0; first < positions; first += kTile) {
     const int64_t count = smaller(kTile, positions - first);
-    find_keys(a.layout, a.v, job.sequence, g, first, count, found);
+    look_ahead(a.v, first + kTile, is_direct ? blocks : kTile / kBlock + blocks);
     const auto visible = [&](int64_t r) {
       const int64_t n = job.position + r / R + 1 - first;
       return n < 0 ? 0 : smaller(n, count);
     };
     const Coefficients p{s.scores + first, stride, 1};
-    if (is_float(found) && padded == E && rows <= 2 && E <= 4 * kWidth) {  // read once: not worth a copy
-      accumulate(p, rows, Scattered{(const float* const*)s.rows}, padded, s.out, visible);
+    if (is_direct) {
+      accumulate(p, rows, Scattered{(const float* const*)found}, padded, s.out, visible, next);
     } else {
-      load_rows(found, count, E, padded, 1.f, s.values);
-      accumulate(p, rows, Dense{s.values, padded}, padded, s.out, visible);
+      load_rows(found, count, E, padded, 1.f, s.values, next);
+      accumulate(p, rows, Dense{s.values, padded}, padded, s.out, visible, next);
     }
   }
   for (int64_t r = 0; r < rows; ++r) {

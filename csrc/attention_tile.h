@@ -43,13 +43,52 @@ class Arena {
   float* memory_ = nullptr;
 };
 
+// Rows that the next step will read, asked for between the arithmetic of this one, a few cache lines at a time: as many as
+// can be under way. Rows of pages are short runs at random places, which the hardware does not foresee.
+class Ahead {
+ public:
+  // To be fetched in `calls` parts. The addresses must stay where they are.
+  template <class S>
+  RZERO_INLINE void plan(const S* const* rows, int64_t count, int64_t E, int64_t calls) {
+    rows_ = (const char* const*)rows;
+    end_ = rows_ + count;
+    bytes_ = E * sizeof(S);
+    offset_ = 0;
+    lines_ = (count * ((bytes_ + kLine - 1) / kLine) + calls - 1) / calls;
+  }
+  RZERO_INLINE void fetch() {
+    for (int64_t i = 0; i < lines_ && rows_ != end_; ++i) {
+      __builtin_prefetch(*rows_ + offset_);
+      offset_ += kLine;
+      if (offset_ >= bytes_) offset_ = 0, ++rows_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char* const* rows_ = nullptr;
+  const char* const* end_ = nullptr;
+  int64_t bytes_ = 0, offset_ = 0, lines_ = 0;
+};
+
+struct Nothing {
+  RZERO_INLINE void fetch() {}
+};
+
+// The address as one number: otherwise gcc keeps an index per vector, of which the registers cannot hold enough.
+RZERO_INLINE const float* whole(const float* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
 // out[r][j] = sum over e of a[r][e] * bt[e][j], for ROWS rows and the VECS vectors of keys from j on.
 template <int ROWS, int VECS>
 RZERO_INLINE void dots_block(const float* a, int64_t a_stride, const float* bt, int64_t E, float* out, int64_t out_stride) {
   Vec acc[ROWS][VECS] = {};
   for (int64_t e = 0; e < E; ++e) {
+    const float* row = whole(bt + e * kTile);
     Vec b[VECS];
-    for (int i = 0; i < VECS; ++i) b[i] = load(bt + e * kTile + i * kWidth);
+    for (int i = 0; i < VECS; ++i) b[i] = load(row + i * kWidth);
     for (int r = 0; r < ROWS; ++r)
       for (int i = 0; i < VECS; ++i) acc[r][i] = fma(splat(a[r * a_stride + e]), b[i], acc[r][i]);
   }
@@ -58,19 +97,27 @@ RZERO_INLINE void dots_block(const float* a, int64_t a_stride, const float* bt, 
 }
 
 // The same for any number of rows and the first `keys` keys (rounded up) of a tile bt[E][kTile].
+template <class Next>
 inline void dots(const float* a, int64_t a_stride, int64_t rows, const float* bt, int64_t keys, int64_t E, float* out,
-                 int64_t out_stride) {
+                 int64_t out_stride, Next& next) {
   constexpr int kFew = kWidth == 16 ? 4 : 2;  // vectors beside four rows: what fits the registers
+  constexpr int kMany = kWidth == 8 ? 8 : 4;  // beside one: enough sums under way to hide a multiply-add's latency
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4)
-    for (int64_t j = 0; j < keys; j += kFew * kWidth)
+    for (int64_t j = 0; j < keys; j += kFew * kWidth, next.fetch())
       dots_block<4, kFew>(a + r * a_stride, a_stride, bt + j, E, out + r * out_stride + j, out_stride);
   for (; r + 2 <= rows; r += 2)
-    for (int64_t j = 0; j < keys; j += 4 * kWidth)
+    for (int64_t j = 0; j < keys; j += 4 * kWidth, next.fetch())
       dots_block<2, 4>(a + r * a_stride, a_stride, bt + j, E, out + r * out_stride + j, out_stride);
   for (; r < rows; ++r)
-    for (int64_t j = 0; j < keys; j += 4 * kWidth)
-      dots_block<1, 4>(a + r * a_stride, a_stride, bt + j, E, out + r * out_stride + j, out_stride);
+    for (int64_t j = 0; j < keys; j += kMany * kWidth, next.fetch())
+      dots_block<1, kMany>(a + r * a_stride, a_stride, bt + j, E, out + r * out_stride + j, out_stride);
+}
+
+inline void dots(const float* a, int64_t a_stride, int64_t rows, const float* bt, int64_t keys, int64_t E, float* out,
+                 int64_t out_stride) {
+  Nothing next;
+  dots(a, a_stride, rows, bt, keys, E, out, out_stride, next);
 }
 
 // Weights p of a row over positions, laid out as p[r * row + n * step].
@@ -101,7 +148,7 @@ RZERO_INLINE void accumulate_block(Coefficients c, const Values& values, int64_t
   for (int r = 0; r < ROWS; ++r)
     for (int i = 0; i < VECS; ++i) acc[r][i] = load(out + r * padded + e + i * kWidth);
   for (int64_t n = 0; n < count; ++n) {
-    const float* row = values(n) + e;
+    const float* row = whole(values(n) + e);
     Vec v[VECS];
     for (int i = 0; i < VECS; ++i) v[i] = load(row + i * kWidth);
     for (int r = 0; r < ROWS; ++r)
@@ -111,37 +158,45 @@ RZERO_INLINE void accumulate_block(Coefficients c, const Values& values, int64_t
     for (int i = 0; i < VECS; ++i) store(out + r * padded + e + i * kWidth, acc[r][i]);
 }
 
-template <int ROWS, class Values>
-RZERO_INLINE void accumulate_rows(Coefficients c, const Values& values, int64_t count, int64_t padded, float* out) {
-  constexpr int kMost = ROWS == 4 && kWidth < 16 ? 2 : 4;  // what fits the registers
+template <int ROWS, class Values, class Next>
+RZERO_INLINE void accumulate_rows(Coefficients c, const Values& values, int64_t count, int64_t padded, float* out,
+                                  Next& next) {
+  constexpr int kMost = kWidth == 16 ? 4 : ROWS == 4 ? 2 : ROWS == 1 && kWidth == 8 ? 8 : 4;  // what fits the registers
   int64_t e = 0;
-  for (; e + kMost * kWidth <= padded; e += kMost * kWidth)
+  for (; e + kMost * kWidth <= padded; e += kMost * kWidth, next.fetch())
     accumulate_block<ROWS, kMost>(c, values, e, count, padded, out);
   for (; e < padded; e += kWidth) accumulate_block<ROWS, 1>(c, values, e, count, padded, out);
 }
 
 // ROWS rows from r on: together as far as all of them go, then each on its own.
-template <int ROWS, class Values, class Count>
+template <int ROWS, class Values, class Count, class Next>
 RZERO_INLINE void accumulate_some(Coefficients c, int64_t r, const Values& values, int64_t padded, float* out,
-                                  const Count& count) {
+                                  const Count& count, Next& next) {
   int64_t shared = count(r);
   for (int i = 1; i < ROWS; ++i) shared = smaller(shared, count(r + i));
-  accumulate_rows<ROWS>({c.p + r * c.row, c.row, c.step}, values, shared, padded, out + r * padded);
+  accumulate_rows<ROWS>({c.p + r * c.row, c.row, c.step}, values, shared, padded, out + r * padded, next);
   for (int64_t i = r; i < r + ROWS; ++i)
     if (count(i) > shared)
       accumulate_rows<1>({c.p + i * c.row + shared * c.step, c.row, c.step}, values.from(shared), count(i) - shared,
-                         padded, out + i * padded);
+                         padded, out + i * padded, next);
 }
 
 // Row r of `out` sums over its first count(r) positions. A row never touches a later position, not even with weight 0:
 // that one may hold anything.
+template <class Values, class Count, class Next>
+RZERO_INLINE void accumulate(Coefficients c, int64_t rows, const Values& values, int64_t padded, float* out,
+                             const Count& count, Next& next) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) accumulate_some<4>(c, r, values, padded, out, count, next);
+  for (; r + 2 <= rows; r += 2) accumulate_some<2>(c, r, values, padded, out, count, next);
+  if (r < rows) accumulate_some<1>(c, r, values, padded, out, count, next);
+}
+
 template <class Values, class Count>
 RZERO_INLINE void accumulate(Coefficients c, int64_t rows, const Values& values, int64_t padded, float* out,
                              const Count& count) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) accumulate_some<4>(c, r, values, padded, out, count);
-  for (; r + 2 <= rows; r += 2) accumulate_some<2>(c, r, values, padded, out, count);
-  if (r < rows) accumulate_some<1>(c, r, values, padded, out, count);
+  Nothing next;
+  accumulate(c, rows, values, padded, out, count, next);
 }
 
 // Square blocks of 4 or 8 elements are transposed in registers, by the widest vectors that interleave cheaply.
@@ -160,11 +215,15 @@ RZERO_INLINE Row load_block_row(const float* p) {
 }
 
 RZERO_INLINE Row load_block_row(const bf16* p) {
+#if defined(__AVX2__)
+  return (Row)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
   typedef uint16_t Half __attribute__((vector_size(2 * kBlock)));
   typedef uint32_t Bits __attribute__((vector_size(4 * kBlock)));
   Half h;
   memcpy(&h, p, sizeof h);
   return (Row)(__builtin_convertvector(h, Bits) << 16);
+#endif
 }
 
 RZERO_INLINE Row load_block_row(const fp16* p) {
@@ -181,15 +240,18 @@ RZERO_INLINE void transpose(Row r[8]) {
   const Pick low_pairs{0, 1, 8, 9, 4, 5, 12, 13}, high_pairs{2, 3, 10, 11, 6, 7, 14, 15};
   const Pick low_half{0, 1, 2, 3, 8, 9, 10, 11}, high_half{4, 5, 6, 7, 12, 13, 14, 15};
   Row a[8], b[8];
+#pragma GCC unroll 8
   for (int i = 0; i < 8; i += 2) {
     a[i] = __builtin_shuffle(r[i], r[i + 1], low);
     a[i + 1] = __builtin_shuffle(r[i], r[i + 1], high);
   }
+#pragma GCC unroll 8
   for (int i = 0; i < 8; i += 4)
     for (int k = 0; k < 2; ++k) {
       b[i + 2 * k] = __builtin_shuffle(a[i + k], a[i + k + 2], low_pairs);
       b[i + 2 * k + 1] = __builtin_shuffle(a[i + k], a[i + k + 2], high_pairs);
     }
+#pragma GCC unroll 8
   for (int i = 0; i < 4; ++i) {
     r[i] = __builtin_shuffle(b[i], b[i + 4], low_half);
     r[i + 4] = __builtin_shuffle(b[i], b[i + 4], high_half);
@@ -209,16 +271,18 @@ RZERO_INLINE void transpose(Row r[4]) {
 #endif
 
 // out[e][j] = rows[j][e] for `count` rows; the columns up to the next multiple of kBlock repeat the last row.
-template <class S>
-inline void load_transposed(const S* const* rows, int64_t count, int64_t E, float* out) {
-  for (int64_t j = 0; j < count; j += kBlock) {
+template <class S, class Next>
+inline void load_transposed(const S* const* rows, int64_t count, int64_t E, float* out, Next& next) {
+  for (int64_t j = 0; j < count; j += kBlock, next.fetch()) {
     const S* row[kBlock];
     for (int i = 0; i < kBlock; ++i) row[i] = rows[smaller(j + i, count - 1)];
     int64_t e = 0;
     for (; e + kBlock <= E; e += kBlock) {
-      Row block[kBlock];
+      Row block[kBlock];  // in registers, which takes loops without an end to test
+#pragma GCC unroll 8
       for (int i = 0; i < kBlock; ++i) block[i] = load_block_row(row[i] + e);
       transpose(block);
+#pragma GCC unroll 8
       for (int i = 0; i < kBlock; ++i) memcpy(out + (e + i) * kTile + j, &block[i], sizeof block[i]);
     }
     for (; e < E; ++e)
@@ -226,11 +290,26 @@ inline void load_transposed(const S* const* rows, int64_t count, int64_t E, floa
   }
 }
 
+template <class S>
+inline void load_transposed(const S* const* rows, int64_t count, int64_t E, float* out) {
+  Nothing next;
+  load_transposed(rows, count, E, out, next);
+}
+
 // out[j][e] = rows[j][e] * scale, each row padded with zeros to `padded` elements.
+template <class S, class Next>
+inline void load_rows(const S* const* rows, int64_t count, int64_t E, int64_t padded, float scale, float* out,
+                      Next& next) {
+  for (int64_t j = 0; j < count; ++j) {
+    for (int64_t e = 0; e < E; e += kWidth) store(out + j * padded + e, load(rows[j] + e, E - e) * splat(scale));
+    if (j % kBlock == kBlock - 1) next.fetch();
+  }
+}
+
 template <class S>
 inline void load_rows(const S* const* rows, int64_t count, int64_t E, int64_t padded, float scale, float* out) {
-  for (int64_t j = 0; j < count; ++j)
-    for (int64_t e = 0; e < E; e += kWidth) store(out + j * padded + e, load(rows[j] + e, E - e) * splat(scale));
+  Nothing next;
+  load_rows(rows, count, E, padded, scale, out, next);
 }
 
 // Addresses of the keys (or values) at `count` positions of a sequence from `first` on, for one key head.
