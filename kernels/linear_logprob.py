@@ -11,8 +11,8 @@ The reduction over the vocabulary is the one that `sample` uses, so both give th
 logits and temperature. Row i of a batch has the bits of row i alone. A row of NaN gives NaN.
 
 Memory: the native form never holds [T, V]. Forward goes over chunks of rows, because the sum over the
-vocabulary must not depend on the chunk; backward over chunks of the vocabulary, so that w is read once and
-its gradient written once (idea: Wijmans et al., Cut Your Losses, 2411.09009).
+vocabulary must not depend on the chunk; backward computes the logits again, over chunks of the vocabulary, so
+that w is read once and its gradient written once (idea: Wijmans et al., Cut Your Losses, 2411.09009).
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,9 @@ from rzero.kernels.gpu import triton_why_not
 from rzero.kernels.linear import EXACT_ROWS, linear_native, linear_ref, product
 from rzero.kernels.native import check, float_code, lib, native_why_not, needs_grad
 
-CHUNK_BYTES = 64 << 20
+# Rows enough for a fast product: measured on Zen 3 with V = 151,936, MKL reaches 75 % of its best rate with
+# the 96 rows that 64 MiB hold, 90 % with 208.
+CHUNK_BYTES = 128 << 20
 _COLUMNS = 64
 
 
