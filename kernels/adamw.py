@@ -7,6 +7,8 @@ None; all of one shape and contiguous -> None. With g = grad_scale * grad, p = m
     p -= lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps);  param = p rounded to its type
 The arithmetic is that of torch.optim.AdamW, in float32. A 16-bit param without a master loses updates below
 its last bit. Elements are independent. Raises ValueError for tensors that do not belong together.
+Bytes an element: 28 in float32 (param and moments read and written, grad read); 28 for a 16-bit param and
+grad with a master (param is then only written).
 """
 
 from typing import NamedTuple

@@ -3,7 +3,8 @@
 
 k_TGE, v_TGE [T, G, E]; slot_T [T] int64: page * S + place in the page, each at most once; k_pages_PSGE,
 v_pages_PSGE [P, S, G, E] of the same type, changed in place. src, dst [N] int64 page numbers; no page is both
-read and written. Moves bits only. T = 0 and N = 0 are legal. A number outside the pages raises ValueError.
+read and written. Moves bits only: 4 T G E elements, and copy_pages 4 N S G E. T = 0 and N = 0 are legal. A
+number outside the pages raises ValueError.
 """
 
 import torch

@@ -6,7 +6,7 @@ page_table_BM [B, M] int32: the pages of a sequence in order, slots past its len
 q_start_B1 [B+1] int32: sequence b owns the rows q_start[b]..q_start[b+1]; kv_len_B [B] int32: its length with
 them. Row i of a sequence has position kv_len - rows + i and sees the positions 0..that: decoding (one row)
 and chunked prefill (many) are one call. Returns o_THE. No gradient. Numerics as in `attention`. T = 0 is
-legal.
+legal. Elements moved when decoding: 2 G E for each position of each sequence, and 2 B H E.
 """
 
 import torch

@@ -7,7 +7,7 @@ stride 1. pos_T [T] int64; cos_RE and sin_RE [R, E/2] float32, one row per posit
 i + E/2, as in Hugging Face's models. q_norm_E and k_norm_E [E] are the weights of an RMSNorm per head before
 the rotation (Qwen3), or both None. Returns q_THE, k_TGE, v_TGE; v may be a view of qkv. Float32 inside, one
 rounding at the store. Rows do not depend on each other. T = 0 is legal. Gradients go to qkv and the norm
-weights.
+weights. Elements moved: 2 T (H + G) E where v is a view, and 8 + 4 E bytes of position and tables a row.
 """
 
 from typing import Any, NamedTuple

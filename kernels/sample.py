@@ -15,7 +15,8 @@ Rules, in float32, with m the largest logit of the row and y = (logit - m) / tem
   comes from Philox4x32-10 (Salmon et al., SC'11) with key_B as its 64-bit key and position_B as the low half
   of its counter: u = (2 m + 1) / 2^53 with m the top 52 of its first 64 bits: exact, and 0 < u < 1.
 - without truncation logp has the bits of linear_logprob at that temperature; full_logp those at 1.
-A row depends on nothing but itself. Raises ValueError for a row that holds NaN or +inf or only -inf, and for
+A row depends on nothing but itself. Elements moved: B V, if a row is read once and then stays in a cache.
+Raises ValueError for a row that holds NaN or +inf or only -inf, and for
 settings out of range.
 """
 
