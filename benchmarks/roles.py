@@ -17,6 +17,60 @@ import click
 from conditions import conditions
 
 
+class Pool:
+    """One question pool: `questions` questions of the Challenger, `votes` answers of the Solver to each."""
+
+    def __init__(
+        self, engine, rules, questions: int, votes: int, max_tokens: int, temperature: float
+    ) -> None:  # type: ignore[no-untyped-def]
+        self.engine, self.rules, self.questions, self.votes = engine, rules, questions, votes
+        self.max_tokens, self.temperature = max_tokens, temperature
+        self.ask = rules.challenger_prompt(engine.tokenizer)
+
+    def params(self, n: int, seed: int):  # type: ignore[no-untyped-def]
+        from rzero.engine import SamplingParams
+
+        return SamplingParams(n=n, max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
+
+    def solver_prompt(self, written) -> list[int] | None:  # type: ignore[no-untyped-def]
+        from rzero.tasks.base import Question
+
+        parsed = self.rules.parse_question(written.samples[0].text)
+        if not isinstance(parsed, Question):
+            return None
+        return self.rules.solver_prompt(self.engine.tokenizer, parsed.text)
+
+    def two_phases(self, seed: int) -> int:
+        """All questions, then all answers; the tokens sampled."""
+        asks = [self.params(1, seed + i) for i in range(self.questions)]
+        written = self.engine.generate([self.ask] * self.questions, asks, "challenger")
+        prompts = [(i, self.solver_prompt(output)) for i, output in enumerate(written)]
+        usable = [(i, prompt) for i, prompt in prompts if prompt is not None]
+        votes = [self.params(self.votes, seed + self.questions + i) for i, _ in usable]
+        answers = self.engine.generate([prompt for _, prompt in usable], votes, "solver")
+        return _tokens(written) + _tokens(answers)
+
+    def one_phase(self, seed: int) -> int:
+        """Each question's answers join the batch in the step after its last token."""
+        done: list = []  # type: ignore[type-arg]
+
+        def written(number: int) -> Callable[..., None]:
+            def callback(output) -> None:  # type: ignore[no-untyped-def]
+                done.append(output)
+                prompt = self.solver_prompt(output)
+                if prompt is not None:
+                    votes = self.params(self.votes, seed + self.questions + number)
+                    self.engine.submit(prompt, votes, "solver", done.append)
+
+            return callback
+
+        for i in range(self.questions):
+            self.engine.submit(self.ask, self.params(1, seed + i), "challenger", written(i))
+        while self.engine.has_work:
+            self.engine.step()
+        return _tokens(done)
+
+
 @click.command()
 @click.option("--model", help="Hugging Face folder or hub name; default: the model in the package")
 @click.option("--task", default="arithmetic", show_default=True)
@@ -29,13 +83,11 @@ from conditions import conditions
 @click.option("--dtype", default="auto", show_default=True)
 @click.option("--threads", type=int, help="torch's threads; default: all")
 def main(model: str | None, task: str, questions: int, votes: int, **options) -> None:  # type: ignore[no-untyped-def]
-    from rzero.engine import Engine, LoraConfig, SamplingParams
+    from rzero.engine import Engine, LoraConfig
     from rzero.tasks import create
-    from rzero.tasks.base import Question
 
-    name = model or str(tiny())
     engine = Engine(
-        name,
+        model or str(tiny()),
         dtype=options["dtype"],
         threads=options["threads"],
         max_seqs=options["max_seqs"],
@@ -45,65 +97,23 @@ def main(model: str | None, task: str, questions: int, votes: int, **options) ->
         engine.fork(role, of="base")
         engine.weights.add_lora(role, LoraConfig(rank=8, alpha=16.0))
     rules = create(task, None)
-    ask = rules.challenger_prompt(engine.tokenizer)
-
-    def params(n: int, seed: int) -> SamplingParams:
-        return SamplingParams(
-            n=n, max_tokens=options["max_tokens"], temperature=options["temperature"], seed=seed
-        )
-
-    def solver_prompt(text: str) -> list[int] | None:
-        parsed = rules.parse_question(text)
-        return rules.solver_prompt(engine.tokenizer, parsed.text) if isinstance(parsed, Question) else None
-
-    def two_phases(base: int) -> int:
-        written = engine.generate(
-            [ask] * questions, [params(1, base + i) for i in range(questions)], "challenger"
-        )
-        prompts = [(i, solver_prompt(output.samples[0].text)) for i, output in enumerate(written)]
-        usable = [(i, prompt) for i, prompt in prompts if prompt is not None]
-        answers = engine.generate(
-            [prompt for _, prompt in usable],
-            [params(votes, base + questions + i) for i, _ in usable],
-            "solver",
-        )
-        return _tokens(written) + _tokens(answers)
-
-    def one_phase(base: int) -> int:
-        done: list = []  # type: ignore[type-arg]
-
-        def written(number: int) -> Callable[..., None]:
-            def callback(output) -> None:  # type: ignore[no-untyped-def]
-                done.append(output)
-                prompt = solver_prompt(output.samples[0].text)
-                if prompt is not None:
-                    engine.submit(prompt, params(votes, base + questions + number), "solver", done.append)
-
-            return callback
-
-        for i in range(questions):
-            engine.submit(ask, params(1, base + i), "challenger", written(i))
-        while engine.has_work:
-            engine.step()
-        return _tokens(done)
-
-    ways = {"two_phases": two_phases, "one_phase": one_phase}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    tokens: dict[str, int] = {}
+    pool = Pool(engine, rules, questions, votes, options["max_tokens"], options["temperature"])
+    seconds: dict[str, list[float]] = {"two_phases": [], "one_phase": []}
     for number in range(options["rounds"]):
-        for way, run in ways.items():
+        tokens = set()
+        for way, times in seconds.items():
             start = time.perf_counter()
-            tokens[way] = run(1_000_000 * number)
-            seconds[way].append(round(time.perf_counter() - start, 2))
-        if tokens["two_phases"] != tokens["one_phase"]:
+            tokens.add(getattr(pool, way)(1_000_000 * number))
+            times.append(round(time.perf_counter() - start, 2))
+        if len(tokens) != 1:
             raise SystemExit(f"the two ways sampled different numbers of tokens: {tokens}")
-        click.echo(f"round {number + 1}: {tokens['one_phase']} tokens, {seconds}", err=True)
-    saved = [1 - one / two for one, two in zip(seconds["one_phase"], seconds["two_phases"], strict=True)]
+        click.echo(f"round {number + 1}: {tokens} tokens, {seconds}", err=True)
+    saved = [1 - one / two for two, one in zip(*seconds.values(), strict=True)]
     result = {
         "benchmark": "roles",
         "seconds": seconds,
         "saved_share": [round(share, 3) for share in saved],
-        "tokens": tokens["one_phase"],
+        "tokens": tokens.pop(),
         "model": model or "tiny",
         "task": task,
         "questions": questions,

@@ -12,6 +12,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -78,76 +79,65 @@ def ceiling(engine, prompts: int, samples: int, prompt_tokens: int, new_tokens: 
 @click.option("--threads", type=int, help="torch's threads; default: all")
 @click.option("--max-seqs", default=256, show_default=True, help="answers that run at a time")
 @click.option("--texts", type=click.Path(exists=True, dir_okay=False), help='JSON lines with "problem"')
-def main(
-    path: str | None,
-    model: str | None,
-    prompts: int,
-    samples: int,
-    prompt_tokens: int,
-    new_tokens: int,
-    rounds: int,
-    **options,  # type: ignore[no-untyped-def]
-) -> None:
+def main(path: str | None, model: str | None, prompts: int, samples: int, **options) -> None:  # type: ignore[no-untyped-def]
     from rzero.engine import Engine, SamplingParams
 
     name = model or path
     if name is None:
         raise click.UsageError("give a model: --model DIR")
+    prompt_tokens, new_tokens = options["prompt_tokens"], options["new_tokens"]
     engine = Engine(
         name,
         device=options["device"],
         dtype=options["dtype"],
         threads=options["threads"],
         max_seqs=options["max_seqs"],
-        max_model_len=max(2048, prompt_tokens + new_tokens),
+        max_model_len=prompt_tokens + new_tokens if options["texts"] is None else 2048,
     )
-    rng, texts = random.Random(0), _texts(engine, options["texts"])
-    vocabulary = min(engine.config.vocab_size, 40000)
     engine.generate([[1, 2, 3]], SamplingParams(max_tokens=1))
     first_token_s = time.perf_counter() - PROCESS_START
     click.echo(f"{name}: first token {first_token_s:.1f} s after the start of the process")
+    result: dict[str, object] = {"benchmark": "rollout"}
+    if options["texts"] is None:
+        rng, vocabulary = random.Random(0), min(engine.config.vocab_size, 40000)
+
+        def fresh() -> list[list[int]]:
+            return [[rng.randrange(vocabulary) for _ in range(prompt_tokens)] for _ in range(prompts)]
+    else:
+        rng, texts = random.Random(0), _texts(engine, options["texts"])
+
+        def fresh() -> list[list[int]]:
+            return rng.sample(texts, prompts)
+
+    params = SamplingParams(n=samples, max_tokens=new_tokens, ignore_eos=options["texts"] is None)
+    rates, length = timed_rounds(engine, fresh, params, options["rounds"])
+    result |= {"tokens_per_s": rates, "answer_tokens_mean": length}
+    if options["texts"] is None:
+        most = ceiling(engine, prompts, samples, prompt_tokens, new_tokens, options["max_seqs"])
+        result["ceiling_tokens_per_s"] = round(most, 1)
+        result["share_of_ceiling"] = round(max(rates) / most, 3)
+    result |= {"first_token_s": round(first_token_s, 2), "model": name, "prompts": prompts}
+    result |= {"samples": samples, **{key: value for key, value in options.items() if key != "threads"}}
+    result["linear"] = next(choice.backend for choice in engine.kernels.report if choice.op == "linear")
+    click.echo(json.dumps(result | conditions(options["device"])))
+
+
+def timed_rounds(engine, fresh, params, rounds: int) -> tuple[list[float], float]:  # type: ignore[no-untyped-def]
+    """Tokens per second of each round, and the mean length of all answers."""
     rates, lengths = [], []
     for number in range(rounds):
-        params = SamplingParams(n=samples, max_tokens=new_tokens, ignore_eos=texts is None, seed=number)
-        if texts is None:
-            ids = [[rng.randrange(vocabulary) for _ in range(prompt_tokens)] for _ in range(prompts)]
-        else:
-            ids = rng.sample(texts, prompts)
+        ids = fresh()
         start = time.perf_counter()
-        outputs = engine.generate(ids, params)
+        outputs = engine.generate(ids, replace(params, seed=number))
         seconds = time.perf_counter() - start
         tokens = sum(len(sample.token_ids) for output in outputs for sample in output.samples)
         rates.append(round(tokens / seconds, 1))
-        lengths.append(tokens / (prompts * samples))
+        lengths.append(tokens / (len(ids) * params.n))
         click.echo(f"round {number + 1}: {tokens} tokens in {seconds:.1f} s, {rates[-1]} tokens/s")
-    most = (
-        None if texts else ceiling(engine, prompts, samples, prompt_tokens, new_tokens, options["max_seqs"])
-    )
-    click.echo(
-        json.dumps(
-            {
-                "benchmark": "rollout",
-                "tokens_per_s": rates,
-                "ceiling_tokens_per_s": most and round(most, 1),
-                "share_of_ceiling": most and round(max(rates) / most, 3),
-                "first_token_s": round(first_token_s, 2),
-                "answer_tokens_mean": round(sum(lengths) / len(lengths), 1),
-                "model": name,
-                "prompts": prompts,
-                "samples": samples,
-                "prompt_tokens": prompt_tokens if texts is None else None,
-                "new_tokens": new_tokens,
-                **{key: options[key] for key in ("dtype", "max_seqs", "texts")},
-                "linear": next(str(choice) for choice in engine.kernels.report if choice.op == "linear"),
-                **conditions(options["device"]),
-            }
-        )
-    )
+    return rates, round(sum(lengths) / rounds, 1)
 
 
-def _texts(engine, file: str | None) -> list[list[int]] | None:  # type: ignore[no-untyped-def]
-    if file is None:
-        return None
+def _texts(engine, file: str) -> list[list[int]]:  # type: ignore[no-untyped-def]
     problems = [json.loads(line)["problem"] for line in Path(file).read_text("utf-8").splitlines()]
     return [engine.tokenizer.chat([{"role": "user", "content": problem}]) for problem in problems]
 

@@ -8,7 +8,7 @@ how far they are off is a metric.
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Trainer:
         self._config, self._weights, self._kernels = config, weights, kernels
         self._cos_RE, self._sin_RE = cos_RE, sin_RE
         self._optimizers: dict[str, AdamW] = {}
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         """Where the time of all steps went: reference, forward, backward, optimizer. On a GPU this is the time
         to launch the work, not to do it."""
 
