@@ -225,8 +225,9 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_T: Tensor, _: Tensor) -> Any:
-        h_TD, w_VD, *rows = ctx.saved_tensors
-        grads = _backward(h_TD, w_VD, _Rows(*rows, grad_T.contiguous()), ctx.how, ctx.needs_input_grad)
+        h_TD, w_VD, target_T, top_T, mass_T = ctx.saved_tensors
+        rows = _Rows(target_T, top_T, mass_T, grad_T.contiguous())
+        grads = _backward(h_TD, w_VD, rows, ctx.how, ctx.needs_input_grad)
         return *grads, None, None
 
 

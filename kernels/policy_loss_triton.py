@@ -248,6 +248,6 @@ def group_advantage_triton(
     if B:
         _group_advantage[(triton.cdiv(B, GROUP_ROWS),)](
             reward_B, group_B, out_B, B, eps, MODE=MODES.index(mode), UNBIASED=unbiased,
-            BLOCK=128, num_warps=4,
+            BLOCK=64, num_warps=4,
         )  # fmt: skip
     return out_B
