@@ -5,6 +5,7 @@ Segments lie on the host, so the plan is made there, once per content: the layer
 only the first of them pays for the copy to the device.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 
@@ -81,5 +82,5 @@ def key_tiles(segments: tuple[Row, ...], keys: int, device: torch.device) -> tup
     return _table(tiles, 4, device), _table(readers, 5, device)
 
 
-def _table(rows: list[Row], columns: int, device: torch.device) -> Tensor:
+def _table(rows: Sequence[Row], columns: int, device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32).reshape(-1, columns).to(device)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """attention on a GPU, forward and backward. `paged_attention_triton` uses the same sweep over the keys.
 
 A program computes a tile of rows (tokens times the R query heads of one key head) and walks over the keys in

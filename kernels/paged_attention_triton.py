@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """paged_attention on a GPU: decoding and chunks of prompts in one kernel.
 
 A program computes 16 rows (more where a key head has more query heads): the query heads of one key head, of
@@ -200,7 +201,7 @@ def paged_attention_triton(
         parts = Parts(out, softmax)
     _attend[(programs, G, stretches if parts else 1)](
         heads(q_THE), keys, values, heads(o_THE), parts, batch, scale, page_table_BM.stride(0), B, T, P, M,
-        how, num_warps=4, num_stages=3,
+        how, num_warps=4, num_stages=3 if E <= 64 else 2,
     )  # fmt: skip
     if parts:
         _merge_parts[(programs, G)](heads(o_THE), parts, batch, B, T, M, how, num_warps=4)
