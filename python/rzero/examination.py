@@ -311,7 +311,7 @@ def _shares(folder: Path) -> dict[tuple[str, str, str, int], float]:
     seen: Counter[tuple[str, str, str]] = Counter()
     for row in read_journal(folder / "verdicts.jsonl"):
         key = (row["set"], row["kind"], row["problem"])
-        found[(*key, seen[key])] = mean(row["correct"])
+        found[key[0], key[1], key[2], seen[key]] = mean(row["correct"])
         seen[key] += 1
     return found
 

@@ -83,7 +83,7 @@ def mcnemar(better: int, worse: int) -> float:
         return 1.0
     if n > EXACT_PAIRS:
         return min(1.0, 2 * NormalDist().cdf((few + 0.5 - n / 2) / (sqrt(n) / 2)))
-    return min(1.0, 2 * sum(comb(n, i) for i in range(few + 1)) / 2**n)
+    return min(1.0, 2 * sum(comb(n, i) for i in range(few + 1)) / (1 << n))
 
 
 def _resampled_means(values: Sequence[float], seed: int) -> npt.NDArray[np.float64]:

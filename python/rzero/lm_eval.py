@@ -120,9 +120,9 @@ class RZeroLM(TemplateLM):
         with tqdm(total=len(pairs), desc="log-likelihoods", disable=disable_tqdm) as bar:
             for begin in range(0, len(pairs), SCORED_AT_ONCE):
                 part = pairs[begin : begin + SCORED_AT_ONCE]
-                for (texts, _, _), scored in zip(requests[begin:], self._scored(part), strict=False):
+                for request, scored in zip(requests[begin:], self._scored(part), strict=False):
                     found.append(scored)
-                    self.cache_hook.add_partial("loglikelihood", texts, scored)
+                    self.cache_hook.add_partial("loglikelihood", request[0], scored)
                 bar.update(len(part))
         return found
 
