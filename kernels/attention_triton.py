@@ -85,7 +85,9 @@ def tiles_of(q_THE: Tensor) -> Tiles:
     if q_THE.dtype == torch.float32:
         return Tiles((32, KEYS), (32, 64), (16, 16), 8)
     if q_THE.shape[2] > 64:
-        return Tiles((64, KEYS), (64, 32), (32, 64), 8)
+        # Masked lanes of a head size such as 96 take registers too.
+        is_masked = q_THE.shape[2] & (q_THE.shape[2] - 1)
+        return Tiles((64, KEYS), (64, 32), (32, 32 if is_masked else 64), 8)
     return Tiles((64, KEYS), (64, 64), (32, 64), 4)
 
 
