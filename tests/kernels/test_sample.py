@@ -98,8 +98,11 @@ def test_native_draws_what_the_reference_draws(case: Any, V: int, dtype: torch.d
     wanted = sample_ref(*args)
     # u falls within rounding of a boundary once in millions of draws; 200 fixed ones have no such case.
     assert torch.equal(token, wanted[0])
-    torch.testing.assert_close(logp, wanted[1], rtol=2e-6, atol=2e-6)
-    torch.testing.assert_close(full, wanted[2], rtol=2e-6, atol=2e-6)
+    truth = sample_ref(args[0].double(), *args[1:])
+    assert torch.equal(token, truth[0])
+    for got, theirs, exact in zip((logp, full), wanted[1:], truth[1:], strict=True):
+        torchs = (theirs.double() - exact.double()).abs().max()
+        assert (got.double() - exact.double()).abs().max() <= 1.25 * torchs + 1e-6
 
 
 @pytest.mark.parametrize("case", CASES[3:10], ids=str)
