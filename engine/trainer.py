@@ -59,8 +59,8 @@ class Trainer:
         self._cos_RE, self._sin_RE = cos_RE, sin_RE
         self._optimizers: dict[str, AdamW] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        """Where the time of all steps went: reference, forward, backward, optimizer. On a GPU this is the time
-        to launch the work, not to do it."""
+        """Where the time of all steps went: reference, forward, backward, optimizer. On a GPU this is the
+        time to launch the work, not to do it."""
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -172,9 +172,7 @@ class Trainer:
             # A role that was not updated yet is its own reference: the same tensors would give the same bits.
             with self._timed("reference"):
                 ref_A = (
-                    now_A
-                    if batch.is_own_reference
-                    else self._score_only(reference, packed, cfg.temperature)
+                    now_A if batch.is_own_reference else self._score_only(reference, packed, cfg.temperature)
                 )
         out = self._kernels.policy_loss(
             logp_A, old_A, ref_A, batch.advantage_A[here], batch.weight_A[here], cfg.policy_loss

@@ -56,7 +56,7 @@ def _is_widened(dtype: torch.dtype) -> bool:
 
 
 def multiply(a_MK: Tensor, b_KN: Tensor, bias_N: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """a b (+ bias): the native product of 16-bit matrices; transposed views are welcome, `out` has dense rows.
+    """a b (+ bias): the native product of 16-bit matrices; transposed views are fine, `out` has dense rows.
 
     Used forward and backward; the caller has seen to the shapes.
     """

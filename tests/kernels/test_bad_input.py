@@ -219,7 +219,7 @@ def test_debug_sees_what_would_depend_on_the_order_of_writes(
 
 
 def test_one_element_may_have_any_stride(kernels: Kernels) -> None:
-    """The columns of a table of one segment: torch takes them for contiguous, and gives them a stride of 4."""
+    """Columns of a table of one segment: torch takes them for contiguous and gives them a stride of 4."""
     columns = torch.tensor([[0, T, 0, 0]], dtype=torch.int32).t().contiguous()
     assert columns[0].stride() == (4,)
     kernels.attention(randn(T, H, E), randn(T, G, E), randn(T, G, E), Segments(*columns), 0.4)
