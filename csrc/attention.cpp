@@ -8,37 +8,162 @@ namespace rzero {
 namespace RZERO_ISA {
 namespace {
 
-RZERO_INLINE constexpr bool is_float(const float**) { return true; }
-template <class S>
-RZERO_INLINE constexpr bool is_float(const S**) {
-  return false;
-}
-
-constexpr int64_t kFewRows = 8;
-
 struct Scratch {
   float *q, *keys, *values, *scores, *out, *normal;
   const void** queries;
   const void *rows[kTile], *more_rows[kTile];
 };
 
-// Turns a row's scores into exponentials; returns their sum. Scores past `count` become 0 up to a multiple of 32.
-RZERO_INLINE float soften(float* score, int64_t count, float* largest) {
+// The addresses of keys (or values), a tile at a time, and the fetching of the tile after it.
+template <class S>
+class Tiles {
+ public:
+  Tiles(const Attention& a, const RowJob& job, int64_t g, Scratch& s)
+      : a_(a), job_(job), g_(g), found_((const S**)s.rows), coming_((const S**)s.more_rows) {}
+
+  // The tile that was asked for becomes the one at hand; the next, from `first` on, is fetched in `calls` parts. The last
+  // address is repeated to the end of a tile.
+  void turn(const KeyRows& x, int64_t first, int64_t calls) {
+    const int64_t count = smaller(kTile, job_.position + job_.rows - first);
+    const S** held = found_;
+    found_ = coming_;
+    coming_ = held;
+    if (count > 0) find_keys(a_.layout, x, job_.sequence, g_, first, count, coming_);
+    for (int64_t n = count; n > 0 && n < kTile; ++n) coming_[n] = coming_[count - 1];
+    next.plan(coming_, count > 0 ? count : 0, a_.E, calls);
+  }
+  RZERO_INLINE const S* const* found() const { return found_; }
+
+  Ahead next;
+
+ private:
+  const Attention& a_;
+  const RowJob& job_;
+  int64_t g_;
+  const S **found_, **coming_;
+};
+
+// Turns a row's scores into exponentials; returns their sum. Tiles of scores lie `step` apart; those past `count` become
+// 0 up to a multiple of 32.
+RZERO_INLINE float soften(float* scores, int64_t count, int64_t step, float* largest) {
   const int64_t padded = round_up(count, Sum::kLanes);
-  for (int64_t n = count; n < padded; ++n) score[n] = -INFINITY;
-  Vec most = load(score);
-  for (int64_t n = kWidth; n < padded; n += kWidth) most = vmax(load(score + n), most);
+  const auto at = [&](int64_t n) { return scores + n / kTile * step + n % kTile; };
+  for (int64_t n = count; n < padded; ++n) *at(n) = -INFINITY;
+  Vec most = load(scores);
+  for (int64_t n = kWidth; n < padded; n += kWidth) most = vmax(load(at(n)), most);
   float lane[kWidth], top = -INFINITY;
   memcpy(lane, &most, sizeof lane);
   for (float x : lane) top = x > top ? x : top;
   Sum sum;
   for (int64_t n = 0; n < padded; n += kWidth) {
-    const Vec p = exp(load(score + n) - splat(top));
-    store(score + n, p);
+    const Vec p = exp(load(at(n)) - splat(top));
+    store(at(n), p);
     sum.at(n) += p;
   }
   *largest = top;
   return sum.total();
+}
+
+// The outputs of a job's rows, divided by their sums, and what backward needs to know of the softmax.
+template <class S>
+RZERO_INLINE void finish(const Attention& a, const RowJob& job, int64_t g, int64_t rows, int64_t padded, const Scratch& s) {
+  const int64_t R = a.H / a.G, E = a.E;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = job.first_row + r / R, head = g * R + r % R;
+    S* out = (S*)a.o.data + row * a.o.row + head * a.o.head;
+    for (int64_t e = 0; e < E; e += kWidth) store(out + e, load(s.out + r * padded + e) * splat(s.normal[2 * r + 1]), E - e);
+    if (a.softmax != nullptr) memcpy(a.softmax + (row * a.H + head) * 2, s.normal + 2 * r, 2 * sizeof(float));
+  }
+}
+
+// One token, whose query heads of a key head fit the registers: keys are transposed in registers and used there, values
+// are read where they lie. The sums are those of `attend`, term for term.
+constexpr int kMostHeads = 8;
+constexpr int kFew = 3;  // up to so many heads leave registers for a second block of keys, and twice as many values
+
+template <class S, int ROWS, int BLOCKS>
+RZERO_INLINE void score_block(const S* const* keys, int64_t E, const float* q, float* out) {
+  Row sum[BLOCKS][ROWS] = {};
+  for (int64_t e = 0; e < E; e += kBlock)
+#pragma GCC unroll 2
+    for (int b = 0; b < BLOCKS; ++b) {
+      Row block[kBlock];
+#pragma GCC unroll 8
+      for (int i = 0; i < kBlock; ++i) block[i] = load_block_row(keys[b * kBlock + i] + e);
+      transpose(block);
+#pragma GCC unroll 8
+      for (int i = 0; i < kBlock; ++i)
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) sum[b][r] = fma_rows(q[(e + i) * ROWS + r] - Row{}, block[i], sum[b][r]);
+    }
+#pragma GCC unroll 2
+  for (int b = 0; b < BLOCKS; ++b)
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) store_block_row(out + r * kTile + b * kBlock, sum[b][r]);
+}
+
+template <class S, int ROWS, int VECS>
+RZERO_INLINE void value_block(const S* const* values, int64_t e, int64_t count, const float* p, float* out, int64_t E) {
+  Vec sum[ROWS][VECS];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < VECS; ++i) sum[r][i] = load(out + r * E + e + i * kWidth);
+  for (int64_t n = 0; n < count; ++n, ++p) {
+    const S* row = values[n] + e;
+    Vec v[VECS];
+#pragma GCC unroll 4
+    for (int i = 0; i < VECS; ++i) v[i] = load(row + i * kWidth);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const Vec weight = splat(p[r * kTile]);
+#pragma GCC unroll 4
+      for (int i = 0; i < VECS; ++i) sum[r][i] = fma(weight, v[i], sum[r][i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < VECS; ++i) store(out + r * E + e + i * kWidth, sum[r][i]);
+}
+
+template <class S, int ROWS>
+void attend_token(const Attention& a, const RowJob& job, int64_t g, Scratch& s) {
+  constexpr int kBlocks = ROWS <= kFew ? 2 : 1, kVecs = ROWS <= kFew ? 4 : ROWS <= 6 ? 2 : 1;
+  const int64_t E = a.E, positions = job.position + 1, step = ROWS * kTile;
+  const S** queries = (const S**)s.queries;
+  find_queries<S>(a, a.q, job.first_row, 1, g, queries);
+  load_rows(queries, ROWS, E, E, a.scale, s.out);
+  for (int64_t e = 0; e < E; ++e)
+    for (int r = 0; r < ROWS; ++r) s.q[e * ROWS + r] = s.out[r * E + e];
+  Tiles<S> tiles(a, job, g, s);
+  tiles.turn(a.k, 0, 1);
+  tiles.next.fetch();
+  for (int64_t first = 0; first < positions; first += kTile) {
+    const int64_t count = smaller(kTile, positions - first), calls = kTile / kBlock / kBlocks;
+    first + kTile < positions ? tiles.turn(a.k, first + kTile, calls) : tiles.turn(a.v, 0, calls);
+    for (int64_t j = 0; j < count; j += kBlocks * kBlock, tiles.next.fetch())
+      score_block<S, ROWS, kBlocks>(tiles.found() + j, E, s.q, s.scores + first * ROWS + j);
+  }
+  for (int r = 0; r < ROWS; ++r)
+    s.normal[2 * r + 1] = 1.f / soften(s.scores + r * kTile, positions, step, &s.normal[2 * r]);
+  memset(s.out, 0, ROWS * E * sizeof(float));
+  for (int64_t first = 0; first < positions; first += kTile) {
+    const int64_t count = smaller(kTile, positions - first);
+    tiles.turn(a.v, first + kTile, E / (kVecs * kWidth));
+    for (int64_t e = 0; e < E; e += kVecs * kWidth, tiles.next.fetch())
+      value_block<S, ROWS, kVecs>(tiles.found(), e, count, s.scores + first * ROWS, s.out, E);
+  }
+  finish<S>(a, job, g, ROWS, E, s);
+}
+
+// Whether attend_token takes the job; if so, it is done.
+template <class S, int ROWS = kMostHeads>
+RZERO_INLINE bool is_attended(const Attention& a, const RowJob& job, int64_t g, Scratch& s) {
+  if (job.rows != 1 || a.H / a.G > ROWS || a.E % (4 * kWidth) != 0) return false;
+  if (a.H / a.G == ROWS) return attend_token<S, ROWS>(a, job, g, s), true;
+  if constexpr (ROWS > 1) return is_attended<S, ROWS - 1>(a, job, g, s);
+  return false;
 }
 
 template <class S>
@@ -48,54 +173,30 @@ void attend(const Attention& a, const RowJob& job, int64_t g, Scratch& s) {
   const S** queries = (const S**)s.queries;
   const int64_t rows = find_queries<S>(a, a.q, job.first_row, job.rows, g, queries);
   load_rows(queries, rows, E, padded, a.scale, s.q);
-  const S **found = (const S**)s.rows, **coming = (const S**)s.more_rows;
-  Ahead next;
-  // Asks for the tile of keys (or values) from `first` on, if there is one. The one that was asked for becomes `found`.
-  const auto look_ahead = [&](const KeyRows& x, int64_t first, int64_t calls) {
-    const int64_t count = smaller(kTile, positions - first);
-    const S** held = found;
-    found = coming;
-    coming = held;
-    if (count > 0) find_keys(a.layout, x, job.sequence, g, first, count, coming);
-    next.plan(coming, count > 0 ? count : 0, E, calls);
-  };
-  const int64_t blocks = rows / 4 * 4 + 3;  // about how often dots and accumulate pause for it
-  look_ahead(a.k, 0, 1);
-  next.fetch();
+  const int64_t calls = kTile / kBlock + rows / 4 * 4 + 3;  // about how often loading and multiplying a tile pause
+  Tiles<S> tiles(a, job, g, s);
+  tiles.turn(a.k, 0, 1);
+  tiles.next.fetch();
   for (int64_t first = 0; first < positions; first += kTile) {
     const int64_t count = smaller(kTile, positions - first);
-    if (first + kTile < positions)
-      look_ahead(a.k, first + kTile, kTile / kBlock + blocks);
-    else
-      look_ahead(a.v, 0, kTile / kBlock + blocks);
-    load_transposed(found, count, E, s.keys, next);
-    dots(s.q, padded, rows, s.keys, count, E, s.scores + first, stride, next);
+    first + kTile < positions ? tiles.turn(a.k, first + kTile, calls) : tiles.turn(a.v, 0, calls);
+    load_transposed(tiles.found(), count, E, s.keys, tiles.next);
+    dots(s.q, padded, rows, s.keys, count, E, s.scores + first, stride, tiles.next);
   }
   for (int64_t r = 0; r < rows; ++r)
-    s.normal[2 * r + 1] = 1.f / soften(s.scores + r * stride, job.position + r / R + 1, &s.normal[2 * r]);
+    s.normal[2 * r + 1] = 1.f / soften(s.scores + r * stride, job.position + r / R + 1, kTile, &s.normal[2 * r]);
   memset(s.out, 0, rows * padded * sizeof(float));
-  const bool is_direct = is_float(coming) && padded == E && rows <= kFewRows;  // read a few times: not worth a copy
   for (int64_t first = 0; first < positions; first += kTile) {
     const int64_t count = smaller(kTile, positions - first);
-    look_ahead(a.v, first + kTile, is_direct ? blocks : kTile / kBlock + blocks);
+    tiles.turn(a.v, first + kTile, calls);
     const auto visible = [&](int64_t r) {
       const int64_t n = job.position + r / R + 1 - first;
       return n < 0 ? 0 : smaller(n, count);
     };
-    const Coefficients p{s.scores + first, stride, 1};
-    if (is_direct) {
-      accumulate(p, rows, Scattered{(const float* const*)found}, padded, s.out, visible, next);
-    } else {
-      load_rows(found, count, E, padded, 1.f, s.values, next);
-      accumulate(p, rows, Dense{s.values, padded}, padded, s.out, visible, next);
-    }
+    load_rows(tiles.found(), count, E, padded, 1.f, s.values, tiles.next);
+    accumulate({s.scores + first, stride, 1}, rows, Dense{s.values, padded}, padded, s.out, visible, tiles.next);
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t row = job.first_row + r / R, head = g * R + r % R;
-    S* out = (S*)a.o.data + row * a.o.row + head * a.o.head;
-    for (int64_t e = 0; e < E; e += kWidth) store(out + e, load(s.out + r * padded + e) * splat(s.normal[2 * r + 1]), E - e);
-    if (a.softmax != nullptr) memcpy(a.softmax + (row * a.H + head) * 2, s.normal + 2 * r, 2 * sizeof(float));
-  }
+  finish<S>(a, job, g, rows, padded, s);
 }
 
 }  // namespace
@@ -117,7 +218,10 @@ void attention_forward(const Attention* problem) {
     s.queries = (const void**)malloc(rows * sizeof(void*));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < a.job_count * a.G; ++i)
-      by_type(a.code, [&](auto zero) { attend<decltype(zero)>(a, a.jobs[i / a.G], i % a.G, s); });
+      by_type(a.code, [&](auto zero) {
+        using S = decltype(zero);
+        if (!is_attended<S>(a, a.jobs[i / a.G], i % a.G, s)) attend<S>(a, a.jobs[i / a.G], i % a.G, s);
+      });
     free(s.queries);
   }
 }

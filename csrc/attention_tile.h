@@ -126,7 +126,7 @@ struct Coefficients {
   int64_t row, step;
 };
 
-// Where the values of position n lie: in a padded tile, or wherever their page has them.
+// Where the values of position n lie.
 struct Dense {
   const float* first;
   int64_t stride;
@@ -134,15 +134,9 @@ struct Dense {
   RZERO_INLINE Dense from(int64_t n) const { return {first + n * stride, stride}; }
 };
 
-struct Scattered {
-  const float* const* rows;
-  RZERO_INLINE const float* operator()(int64_t n) const { return rows[n]; }
-  RZERO_INLINE Scattered from(int64_t n) const { return {rows + n}; }
-};
-
 // out[r][e] += sum over n of p[r][n] * values(n)[e], n from 0 up, for ROWS rows and VECS vectors of elements.
-template <int ROWS, int VECS, class Values>
-RZERO_INLINE void accumulate_block(Coefficients c, const Values& values, int64_t e, int64_t count, int64_t padded,
+template <int ROWS, int VECS>
+RZERO_INLINE void accumulate_block(Coefficients c, const Dense& values, int64_t e, int64_t count, int64_t padded,
                                    float* out) {
   Vec acc[ROWS][VECS];
   for (int r = 0; r < ROWS; ++r)
@@ -158,8 +152,8 @@ RZERO_INLINE void accumulate_block(Coefficients c, const Values& values, int64_t
     for (int i = 0; i < VECS; ++i) store(out + r * padded + e + i * kWidth, acc[r][i]);
 }
 
-template <int ROWS, class Values, class Next>
-RZERO_INLINE void accumulate_rows(Coefficients c, const Values& values, int64_t count, int64_t padded, float* out,
+template <int ROWS, class Next>
+RZERO_INLINE void accumulate_rows(Coefficients c, const Dense& values, int64_t count, int64_t padded, float* out,
                                   Next& next) {
   constexpr int kMost = kWidth == 16 ? 4 : ROWS == 4 ? 2 : ROWS == 1 && kWidth == 8 ? 8 : 4;  // what fits the registers
   int64_t e = 0;
@@ -169,8 +163,8 @@ RZERO_INLINE void accumulate_rows(Coefficients c, const Values& values, int64_t 
 }
 
 // ROWS rows from r on: together as far as all of them go, then each on its own.
-template <int ROWS, class Values, class Count, class Next>
-RZERO_INLINE void accumulate_some(Coefficients c, int64_t r, const Values& values, int64_t padded, float* out,
+template <int ROWS, class Count, class Next>
+RZERO_INLINE void accumulate_some(Coefficients c, int64_t r, const Dense& values, int64_t padded, float* out,
                                   const Count& count, Next& next) {
   int64_t shared = count(r);
   for (int i = 1; i < ROWS; ++i) shared = smaller(shared, count(r + i));
@@ -183,8 +177,8 @@ RZERO_INLINE void accumulate_some(Coefficients c, int64_t r, const Values& value
 
 // Row r of `out` sums over its first count(r) positions. A row never touches a later position, not even with weight 0:
 // that one may hold anything.
-template <class Values, class Count, class Next>
-RZERO_INLINE void accumulate(Coefficients c, int64_t rows, const Values& values, int64_t padded, float* out,
+template <class Count, class Next>
+RZERO_INLINE void accumulate(Coefficients c, int64_t rows, const Dense& values, int64_t padded, float* out,
                              const Count& count, Next& next) {
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) accumulate_some<4>(c, r, values, padded, out, count, next);
@@ -192,8 +186,8 @@ RZERO_INLINE void accumulate(Coefficients c, int64_t rows, const Values& values,
   if (r < rows) accumulate_some<1>(c, r, values, padded, out, count, next);
 }
 
-template <class Values, class Count>
-RZERO_INLINE void accumulate(Coefficients c, int64_t rows, const Values& values, int64_t padded, float* out,
+template <class Count>
+RZERO_INLINE void accumulate(Coefficients c, int64_t rows, const Dense& values, int64_t padded, float* out,
                              const Count& count) {
   Nothing next;
   accumulate(c, rows, values, padded, out, count, next);
@@ -231,6 +225,16 @@ RZERO_INLINE Row load_block_row(const fp16* p) {
   return (Row)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 #else
   return load(p);  // here a block is as wide as a vector
+#endif
+}
+
+RZERO_INLINE void store_block_row(float* p, Row v) { memcpy(p, &v, sizeof v); }
+
+RZERO_INLINE Row fma_rows(Row a, Row b, Row c) {
+#if defined(__AVX2__)
+  return (Row)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return fma(a, b, c);  // here a block is as wide as a vector
 #endif
 }
 

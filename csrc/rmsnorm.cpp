@@ -10,6 +10,8 @@ namespace {
 
 constexpr int64_t kSerialElements = 16384;  // below this, waking the other threads costs more than they save
 
+RZERO_INLINE Vec square(Vec v, Vec sum) { return fma(v, v, sum); }
+
 template <class S>
 void forward(int64_t T, int64_t D, float eps, const S* x, int64_t x_stride, const S* residual, int64_t residual_stride,
              const S* w, S* y, S* sum, float* rstd) {
@@ -20,21 +22,25 @@ void forward(int64_t T, int64_t D, float eps, const S* x, int64_t x_stride, cons
     if (residual != nullptr) {
       const S* other = residual + t * residual_stride;
       S* out = sum + t * D;
-      for (int64_t i = 0; i < D; i += kWidth) {
+      int64_t i = squares.add_pairs(row, D, [&](int64_t i, Pair& total) {
+        store_pair(out + i, each([](Vec u, Vec v) { return u + v; }, load_pair(row + i), load_pair(other + i)));
+        total = each(square, load_pair(out + i), total);
+      });
+      for (; i < D; i += kWidth) {
         const Vec v = rounded_to(row, load(row + i, D - i) + load(other + i, D - i));
         store(out + i, v, D - i);
-        squares.at(i) = fma(v, v, squares.at(i));
+        squares.at(i) = square(v, squares.at(i));
       }
       row = out;
     } else {
-      for (int64_t i = 0; i < D; i += kWidth) {
-        const Vec v = load(row + i, D - i);
-        squares.at(i) = fma(v, v, squares.at(i));
-      }
+      int64_t i = squares.add_pairs(row, D, [&](int64_t i, Pair& total) { total = each(square, load_pair(row + i), total); });
+      for (; i < D; i += kWidth) squares.at(i) = square(load(row + i, D - i), squares.at(i));
     }
     const float scale = 1.f / sqrtf(squares.total() / float(D) + eps);
-    for (int64_t i = 0; i < D; i += kWidth)
-      store(y + t * D + i, load(row + i, D - i) * splat(scale) * load(w + i, D - i), D - i);
+    const auto scaled = [&](Vec v, Vec weight) { return v * splat(scale) * weight; };
+    int64_t i = 0;
+    for (; i + kPair <= D; i += kPair) store_pair(y + t * D + i, each(scaled, load_pair(row + i), load_pair(w + i)));
+    for (; i < D; i += kWidth) store(y + t * D + i, scaled(load(row + i, D - i), load(w + i, D - i)), D - i);
     if (rstd != nullptr) rstd[t] = scale;
   }
 }

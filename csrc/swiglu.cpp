@@ -17,24 +17,36 @@ RZERO_INLINE Vec sigmoid(Vec x) {
 template <class S>
 void forward(int64_t T, int64_t F, const S* x, int64_t stride, S* y) {
 #pragma omp parallel for schedule(static) if (T * F > kSerialElements)
-  for (int64_t t = 0; t < T; ++t)
-    for (int64_t i = 0; i < F; i += kWidth) {
-      const Vec gate = load(x + t * stride + i, F - i), up = load(x + t * stride + F + i, F - i);
-      store(y + t * F + i, gate * sigmoid(gate) * up, F - i);
-    }
+  for (int64_t t = 0; t < T; ++t) {
+    const S *gates = x + t * stride, *ups = gates + F;
+    const auto product = [](Vec gate, Vec up) { return gate * sigmoid(gate) * up; };
+    int64_t i = 0;
+    for (; i + kPair <= F; i += kPair) store_pair(y + t * F + i, each(product, load_pair(gates + i), load_pair(ups + i)));
+    for (; i < F; i += kWidth) store(y + t * F + i, product(load(gates + i, F - i), load(ups + i, F - i)), F - i);
+  }
 }
 
 // d silu(x) / dx = s + x s (1 - s) with s = sigmoid(x)
 template <class S>
 void backward(int64_t T, int64_t F, const S* x, int64_t stride, const S* grad_y, S* grad_x) {
 #pragma omp parallel for schedule(static) if (T * F > kSerialElements)
-  for (int64_t t = 0; t < T; ++t)
-    for (int64_t i = 0; i < F; i += kWidth) {
-      const Vec gate = load(x + t * stride + i, F - i), up = load(x + t * stride + F + i, F - i);
-      const Vec dy = load(grad_y + t * F + i, F - i), s = sigmoid(gate);
-      store(grad_x + t * 2 * F + i, dy * up * (s + gate * s * (splat(1.f) - s)), F - i);
-      store(grad_x + t * 2 * F + F + i, dy * (gate * s), F - i);
+  for (int64_t t = 0; t < T; ++t) {
+    const S *gates = x + t * stride, *ups = gates + F, *dys = grad_y + t * F;
+    S *grad_gates = grad_x + t * 2 * F, *grad_ups = grad_gates + F;
+    const auto of_gate = [](Vec dy, Vec gate, Vec up, Vec s) { return dy * up * (s + gate * s * (splat(1.f) - s)); };
+    const auto of_up = [](Vec dy, Vec gate, Vec s) { return dy * (gate * s); };
+    int64_t i = 0;
+    for (; i + kPair <= F; i += kPair) {
+      const Pair gate = load_pair(gates + i), up = load_pair(ups + i), dy = load_pair(dys + i), s = each(sigmoid, gate);
+      store_pair(grad_gates + i, each(of_gate, dy, gate, up, s));
+      store_pair(grad_ups + i, each(of_up, dy, gate, s));
     }
+    for (; i < F; i += kWidth) {
+      const Vec gate = load(gates + i, F - i), up = load(ups + i, F - i), dy = load(dys + i, F - i), s = sigmoid(gate);
+      store(grad_gates + i, of_gate(dy, gate, up, s), F - i);
+      store(grad_ups + i, of_up(dy, gate, s), F - i);
+    }
+  }
 }
 
 }  // namespace

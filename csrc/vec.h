@@ -149,6 +149,56 @@ RZERO_INLINE void store(S* p, Vec v, int64_t n) {
   memcpy(p, part, n * sizeof(S));
 }
 
+// Two vectors of neighbouring elements, for what is done element by element: 16-bit types are widened and narrowed in the
+// cheapest order, which differs from the order in memory, but never between operands of one type.
+struct Pair {
+  Vec a, b;
+};
+constexpr int kPair = 2 * kWidth;
+
+template <class S>
+RZERO_INLINE Pair load_pair(const S* p) {
+  return {load(p), load(p + kWidth)};
+}
+
+template <class S>
+RZERO_INLINE void store_pair(S* p, Pair v) {
+  store(p, v.a);
+  store(p + kWidth, v.b);
+}
+
+template <class S>
+RZERO_INLINE Pair in_order(const S*, Pair v) {
+  return v;
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Even elements, then odd ones: each is the half of a 32-bit lane.
+RZERO_INLINE Pair load_pair(const bf16* p) {
+  const BitVec both = (BitVec)_mm256_loadu_si256((const __m256i*)p);
+  return {(Vec)(both << 16), (Vec)(both & 0xffff0000u)};
+}
+
+RZERO_INLINE void store_pair(bf16* p, Pair v) {
+  const auto rounded = [](Vec x) {  // as in store; only the high half counts
+    const BitVec bits = (BitVec)x;
+    return x == x ? bits + 0x7fff + ((bits >> 16) & 1) : bits | 0x400000;
+  };
+  const BitVec even = rounded(v.a), odd = rounded(v.b);
+  _mm256_storeu_si256((__m256i*)p, _mm256_blend_epi16((__m256i)(even >> 16), (__m256i)odd, 0xaa));
+}
+
+RZERO_INLINE Pair in_order(const bf16*, Pair v) {
+  const __m256 low = _mm256_unpacklo_ps((__m256)v.a, (__m256)v.b), high = _mm256_unpackhi_ps((__m256)v.a, (__m256)v.b);
+  return {(Vec)_mm256_permute2f128_ps(low, high, 0x20), (Vec)_mm256_permute2f128_ps(low, high, 0x31)};
+}
+#endif
+
+template <class F, class... P>
+RZERO_INLINE Pair each(const F& f, const P&... x) {
+  return {f(x.a...), f(x.b...)};
+}
+
 RZERO_INLINE float to_float(float x) { return x; }
 RZERO_INLINE float to_float(bf16 x) {
   const uint32_t bits = uint32_t(x.bits) << 16;
@@ -178,6 +228,21 @@ struct Sum {
   Vec part[kParts] = {};
 
   RZERO_INLINE Vec& at(int64_t element) { return part[(element / kWidth) % kParts]; }
+  // Calls f(i, sum of a pair) for i = 0, kPair, ... up to n, as far as whole pairs go, and returns where it stopped.
+  template <class S, class F>
+  RZERO_INLINE int64_t add_pairs(const S* type, int64_t n, const F& f) {
+    Pair pair[kLanes / kPair] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+#pragma GCC unroll 4
+      for (int k = 0; k < kLanes / kPair; ++k) f(i + k * kPair, pair[k]);
+    for (int k = 0; k < kLanes / kPair; ++k) {
+      const Pair next = in_order(type, pair[k]);
+      part[2 * k] = next.a;
+      part[2 * k + 1] = next.b;
+    }
+    return i;
+  }
   RZERO_INLINE float total() const {
     float lane[kLanes];
     memcpy(lane, part, sizeof lane);

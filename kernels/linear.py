@@ -4,9 +4,11 @@
 x_TK [T, K] float32, bfloat16 or float16, w_NK [N, K], bias_N [N] or None, all of one type -> y_TN. Sums are
 float32, rounded once. T = 0 is legal. Gradients go to all three.
 
-On the CPU float32 is multiplied by torch (MKL), and so is bfloat16 where the CPU multiplies it in hardware
-(oneDNN). Elsewhere the native product widens 16-bit tiles to float32 as it reads them: torch's own product
-was measured at 19 GFLOP/s for bfloat16 on a CPU without AVX512-BF16, at 141 for float32.
+The native product adds every output's terms in one order, so that its bits are the same alone and in a batch, with any
+number of threads, and on every CPU that fuses multiply and add. Only bfloat16 on a CPU that multiplies it in hardware is
+left to torch (oneDNN). Measured on Zen 3, 2 threads, GFLOP/s, for [M, 896] x [896, 9728]: float32 8, 56, 88, 158, 148 for
+M of 1, 8, 64, 256, 1024, where MKL reaches 2, 17, 47, 76, 146 with the few rows padded to 16, below which it sums in
+another order; bfloat16 12, 55, 136, 153, 172, where torch's own product reaches 7 to 19.
 
 On a GPU the default is torch's product, the reference, whose rows do depend on how many there are; where they
 must not, ask for "triton".
@@ -23,12 +25,6 @@ from rzero.kernels.dispatch import Impl, Op
 from rzero.kernels.gpu import triton_why_not
 from rzero.kernels.native import address, check, float_code, lib, native_why_not, needs_grad
 
-# MKL takes other routines, with another order of summation, for small float32 products. Measured on Zen 3:
-# rows of 1, 2, 3, 5, 6, 7, 9, 10 and 11 differ in the last bits from the same rows in a larger batch, 12 and
-# more never; with up to 10 outputs (adapters of low rank) rows differ whatever their number, with 12 never.
-EXACT_ROWS = 16
-EXACT_OUTPUTS = 16
-
 MULTIPLIES_BF16: Final = lib is not None and lib.multiplies_bf16()
 
 
@@ -36,27 +32,13 @@ def linear_ref(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> Tens
     return functional.linear(x_TK, w_NK, bias_N)
 
 
-def linear_torch(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """torch's product, with as many rows and outputs as MKL needs to keep to one order of summation."""
-    rows, outputs = x_TK.shape[0], w_NK.shape[0]
-    few_rows, few_outputs = EXACT_ROWS - rows, EXACT_OUTPUTS - outputs
-    if x_TK.dtype != torch.float32 or rows == 0 or (few_rows <= 0 and few_outputs <= 0):
-        return functional.linear(x_TK, w_NK, bias_N)
-    if few_rows > 0:
-        x_TK = functional.pad(x_TK, (0, 0, 0, few_rows))
-    if few_outputs > 0:
-        w_NK = functional.pad(w_NK, (0, 0, 0, few_outputs))
-        bias_N = None if bias_N is None else functional.pad(bias_N, (0, few_outputs))
-    return functional.linear(x_TK, w_NK, bias_N)[:rows, :outputs].contiguous()
-
-
-def _is_widened(dtype: torch.dtype) -> bool:
+def _is_native(dtype: torch.dtype) -> bool:
     """Whether the native product takes this type on this CPU."""
-    return dtype is torch.float16 or (dtype is torch.bfloat16 and not MULTIPLIES_BF16)
+    return dtype is not torch.bfloat16 or not MULTIPLIES_BF16
 
 
 def multiply(a_MK: Tensor, b_KN: Tensor, bias_N: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """a b (+ bias): the native product of 16-bit matrices; transposed views are fine, `out` has dense rows.
+    """a b (+ bias) by the native product; transposed views are fine, `out` has dense rows.
 
     Used forward and backward; the caller has seen to the shapes.
     """
@@ -72,7 +54,7 @@ def multiply(a_MK: Tensor, b_KN: Tensor, bias_N: Tensor | None = None, out: Tens
 
 def product(a_MK: Tensor, b_KN: Tensor, out: Tensor | None = None) -> Tensor:
     """a b for the backward passes of the native ops, by whichever product is fast for the type here."""
-    if _is_widened(a_MK.dtype):
+    if _is_native(a_MK.dtype):
         return multiply(a_MK, b_KN, out=out)
     return torch.mm(a_MK, b_KN) if out is None else torch.mm(a_MK, b_KN, out=out)
 
@@ -101,18 +83,12 @@ def linear_native(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> T
     check("linear", "w_NK", w_NK, x_TK.dtype, (N, K))
     if bias_N is not None:
         check("linear", "bias_N", bias_N, x_TK.dtype, (N,))
-    if not _is_widened(x_TK.dtype):
-        return linear_torch(x_TK, w_NK, bias_N)
+    if not _is_native(x_TK.dtype):
+        return functional.linear(x_TK, w_NK, bias_N)
     if needs_grad(x_TK, w_NK, bias_N):
         y_TN: Tensor = _Linear.apply(x_TK, w_NK, bias_N)
         return y_TN
     return multiply(x_TK, w_NK.t(), bias_N)
-
-
-def _torch_why_not(device: torch.device) -> str | None:
-    return (
-        None if device.type == "cpu" else f"mends the CPU's products of few rows, not those of {device.type}"
-    )
 
 
 LINEAR = Op(
@@ -120,7 +96,6 @@ LINEAR = Op(
     linear_ref,
     (
         Impl("native", linear_native, native_why_not),
-        Impl("torch", linear_torch, _torch_why_not),
         Impl(
             "triton",
             "rzero.kernels.linear_triton:linear_triton",
