@@ -10,10 +10,26 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rzero import anchors
+from rzero.config import load_config
 from rzero.engine import Engine, SamplingParams
+from rzero.tasks import create
+from rzero.tasks.base import Question
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = Path(str(files("rzero") / "models" / "tiny"))
+
+
+class Bytes:
+    """A tokenizer without a chat template."""
+
+    has_chat_template = False
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        raise AssertionError("has no template")
 
 
 def example(name: str) -> ModuleType:
@@ -43,6 +59,17 @@ def test_a_transformers_model_shares_the_memory_that_the_engine_samples_from() -
     logits = model(torch.tensor([[*ids, *answer.token_ids]])).logits[0, len(ids) - 1 : -1]
     theirs = logits.log_softmax(-1).gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
     assert answer.full_logprobs == pytest.approx(theirs.tolist(), abs=1e-4)
+
+
+def test_the_school_task_reads_what_its_prompt_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES / "school")
+    config = load_config(file=Path("school.yaml"))
+    task = create(config.task)
+    examples = anchors.read(Path(str(config.anchors)), task)
+    assert len(examples) > config.anchors_shown
+    text = bytes(task.challenger_prompt(Bytes(), examples[:1])).decode()
+    assert task.parse_question(text) == Question(examples[0].question, examples[0].answer)
+    task.close()
 
 
 def test_somebody_elses_loop_runs() -> None:
