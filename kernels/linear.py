@@ -4,9 +4,10 @@
 x_TK [T, K] float32, bfloat16 or float16, w_NK [N, K], bias_N [N] or None, all of one type -> y_TN. Sums are
 float32, rounded once. T = 0 is legal. Gradients go to all three.
 
-The native product adds every output's terms in one order, so that its bits are the same alone and in a batch,
-with any number of threads, and on every CPU that fuses multiply and add. Only bfloat16 on a CPU that
-multiplies it in hardware is left to torch (oneDNN). GFLOP/s on Zen 3, 2 threads, for [M, 896] x [896, 9728]:
+The native product adds every output's terms in one order, in chains of 256, so that its bits are the same
+alone and in a batch, with any number of threads, and on every CPU that fuses multiply and add. Only bfloat16
+on a CPU that multiplies it in hardware is left to torch (oneDNN). GFLOP/s on Zen 3, 2 threads, for
+[M, 896] x [896, 9728]:
                         M =    1     8    64   256  1024
     float32, native            8    56    88   158   148
     float32, MKL               2    17    47    76   146    rows padded to 16: fewer are summed otherwise
