@@ -228,7 +228,8 @@ struct Sum {
   Vec part[kParts] = {};
 
   RZERO_INLINE Vec& at(int64_t element) { return part[(element / kWidth) % kParts]; }
-  // Calls f(i, sum of a pair) for i = 0, kPair, ... up to n, as far as whole pairs go, and returns where it stopped.
+  // Calls f(i, sum of a pair) for i = 0, kPair, ..., as far as whole rounds of kLanes elements go up to n, and returns
+  // where it stopped. To be called first: it sets the lanes.
   template <class S, class F>
   RZERO_INLINE int64_t add_pairs(const S* type, int64_t n, const F& f) {
     Pair pair[kLanes / kPair] = {};
