@@ -26,6 +26,7 @@ from rzero.engine.errors import InputError
 from rzero.engine.grpo import TrainConfig, TrainGroup
 from rzero.engine.kv_cache import KvCache, choose_num_pages
 from rzero.engine.memory import gib
+from rzero.engine.optimizer_8bit import require_optimizer
 from rzero.engine.outputs import RequestOutput
 from rzero.engine.rope_table import rope_tables
 from rzero.engine.runner import Runner
@@ -37,7 +38,7 @@ from rzero.engine.weights import ModelWeights, Weights
 from rzero.kernels import resolve
 
 if TYPE_CHECKING:
-    from rzero.engine.optimizer import State
+    from rzero.engine.optimizer import OptimizerName, State
     from rzero.engine.trainer import StepMetrics, Trainer
 
 
@@ -81,6 +82,7 @@ class Engine:
         max_batch_tokens: int = 2048,
         max_model_len: int | None = None,
         threads: int | None = None,
+        optimizer: "OptimizerName" = "adamw",
         seed: int = 0,
     ) -> None:
         """Load a model for sampling and training.
@@ -94,12 +96,14 @@ class Engine:
         max_seqs: answers that run at a time. max_batch_tokens: tokens per step, prefill chunks included.
         max_model_len: prompt and answer together; default: the model's positions.
         threads: torch's number of threads in this process; default: unchanged.
+        optimizer: adamw, or adamw_8bit, whose moments take a quarter (needs bitsandbytes).
         seed: of requests whose params have none.
         Raises InputError for anything the caller can mend.
         """
         _check_sizes(
             page_size=page_size, max_seqs=max_seqs, max_batch_tokens=max_batch_tokens, threads=threads
         )
+        require_optimizer(optimizer)
         if threads is not None:
             torch.set_num_threads(threads)
         loaded = model if isinstance(model, Model) else load_model(model, dtype, device)
@@ -124,6 +128,7 @@ class Engine:
         self._sampler = Sampler(
             self.config, self.tokenizer, self.weights, self._scheduler, self._runner, seed
         )
+        self._optimizer = optimizer
         self._trainer: Trainer | None = None
 
     # ---- sampling
@@ -284,7 +289,7 @@ class Engine:
         from rzero.engine.trainer import Trainer
 
         if self._trainer is None:
-            self._trainer = Trainer(self.config, self.weights, self.kernels, *self._tables)
+            self._trainer = Trainer(self.config, self.weights, self.kernels, *self._tables, self._optimizer)
         return self._trainer
 
     # ---- the whole

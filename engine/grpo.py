@@ -43,7 +43,11 @@ class TrainConfig:
 
     learning_rate: float = 1e-6
     warmup_steps: int = 0
-    """Updates over which the learning rate grows linearly to its value; constant afterwards."""
+    """Updates over which the learning rate grows linearly to its value."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate goes on: it stays, or falls to 0 after update `total_steps` on a line or half a cosine."""
+    total_steps: int = 0
+    """Updates until the rate is 0, warm-up included; of no meaning for a constant rate."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
@@ -82,7 +86,13 @@ class TrainConfig:
             )
         if self.clip_dual is not None and not 1 < self.clip_dual < math.inf:
             raise InputError(f"clip_dual is {self.clip_dual}; it must be above 1, or None for off")
+        if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
+            raise InputError(
+                f"total_steps is {self.total_steps}; a {self.schedule} schedule needs more than "
+                f"warmup_steps = {self.warmup_steps}"
+            )
         for name, value, allowed in (
+            ("schedule", self.schedule, ("constant", "linear", "cosine")),
             ("decay", self.decay, ("all", "matrices")),
             ("kl_estimator", self.kl_estimator, ("k1", "k2", "k3")),
             ("advantage", self.advantage, ("std", "center", "loo")),

@@ -14,7 +14,8 @@ import torch
 from rzero.engine.config import ModelConfig
 from rzero.engine.errors import InputError
 from rzero.engine.lora import LoraConfig, projection_shape
-from rzero.engine.optimizer import moments_dtype, needs_master
+from rzero.engine.optimizer import OptimizerName, moments_dtype, needs_master
+from rzero.engine.optimizer_8bit import BLOCK
 from rzero.engine.weights import base_tensors, empty_weights
 from rzero.kernels.linear_logprob import CHUNK_BYTES
 
@@ -44,6 +45,7 @@ class MemoryRequest:
     """Sequences that are sampled in one step; their logits are float32."""
     micro_batch_tokens: int = 0
     """Tokens of one training pass; 0 = no training."""
+    optimizer: OptimizerName = "adamw"
     recompute_layers: bool = False
     keep_optimizers: bool = False
     """Keep a role's optimizer state while another role is trained; else there is one state at a time."""
@@ -52,6 +54,8 @@ class MemoryRequest:
 class Part(NamedTuple):
     name: str
     bytes: int
+    when: Literal["always", "sampling", "training"] = "always"
+    """Pages are given back before training, and what training needs is freed after it."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,17 @@ class MemoryPlan:
     parts: tuple[Part, ...]
 
     @property
-    def total_bytes(self) -> int:
-        return sum(part.bytes for part in self.parts)
+    def peak_bytes(self) -> int:
+        """The most that is held at a time: what is always there, and the larger of sampling and training."""
+        held = {"always": 0, "sampling": 0, "training": 0}
+        for part in self.parts:
+            held[part.when] += part.bytes
+        return held["always"] + max(held["sampling"], held["training"])
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Every part and the peak, for people."""
+        parts = [(f"{part.name}{_WHEN[part.when]}", gib(part.bytes)) for part in self.parts]
+        return [*parts, ("at most at a time", gib(self.peak_bytes))]
 
     def bytes_of(self, name: str) -> int:
         """Bytes of one part; 0 where the plan has none of that name."""
@@ -70,17 +83,20 @@ class MemoryPlan:
 
     def require(self, available_bytes: int) -> None:
         """Raises InputError, with the numbers, where the plan needs more than there is."""
-        if self.total_bytes > available_bytes:
+        if self.peak_bytes > available_bytes:
             largest = max(self.parts, key=lambda part: part.bytes)
             raise InputError(
-                f"memory: {gib(self.total_bytes)} are needed and {gib(available_bytes)} are available; "
+                f"memory: {gib(self.peak_bytes)} are needed and {gib(available_bytes)} are available; "
                 f"the largest part is {largest.name} with {gib(largest.bytes)}"
             )
 
     def __str__(self) -> str:
-        rows = [*self.parts, Part("total", self.total_bytes)]
-        width = max(len(row.name) for row in rows)
-        return "\n".join(f"{row.name:<{width}}  {gib(row.bytes):>12}" for row in rows)
+        rows = self.rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {size:>12}" for name, size in rows)
+
+
+_WHEN = {"always": "", "sampling": ", while sampling", "training": ", while training"}
 
 
 def gib(count: int) -> str:
@@ -110,20 +126,29 @@ def plan_memory(config: ModelConfig, request: MemoryRequest) -> MemoryPlan:
     if trained and request.micro_batch_tokens:
         states = sum(trained) if request.keep_optimizers else max(trained)
         wide = moments_dtype(request.dtype).itemsize
-        parts.append(Part("optimizer: moments", 2 * states * wide))
+        parts.append(Part("optimizer: moments", moments_bytes(request, states)))
         if needs_master(request.dtype):
             parts.append(Part("optimizer: masters", states * wide))
         # Autograd hands over gradients in the weights' type; they are added up in the moments' type.
         passing = max(trained) * item
-        parts.append(Part("gradients", max(trained) * wide + passing))
-        parts.append(Part("activations", activation_bytes(config, request)))
-        parts.append(Part("workspace", workspace_bytes(config, request)))
+        parts.append(Part("gradients", max(trained) * wide + passing, "training"))
+        parts.append(Part("activations", activation_bytes(config, request), "training"))
+        parts.append(Part("workspace", workspace_bytes(config, request), "training"))
     if request.pages:
         kv = request.pages * request.page_size * config.kv_bytes_per_token(item)
-        parts.append(Part("kv pages", kv))
+        parts.append(Part("kv pages", kv, "sampling"))
     if request.max_seqs:
-        parts.append(Part("logits", request.max_seqs * config.vocab_size * 4))
+        parts.append(Part("logits", request.max_seqs * config.vocab_size * 4, "sampling"))
     return MemoryPlan(tuple(parts))
+
+
+def moments_bytes(request: MemoryRequest, states: int) -> int:
+    """Both moments of so many weights. The 8-bit optimizer keeps a byte and a 256th of a float32 for each,
+    and the few small tensors in float32, which the plan leaves out.
+    """
+    if request.optimizer == "adamw_8bit":
+        return 2 * (states + 4 * -(-states // BLOCK))
+    return 2 * states * moments_dtype(request.dtype).itemsize
 
 
 def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:

@@ -5,8 +5,10 @@ Moments are float32. Weights of fewer bits get a float32 master, or updates belo
 would be lost; float32 weights are their own master. Float64 weights (tests) have float64 moments.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +18,21 @@ from rzero.engine.grpo import TrainConfig
 from rzero.kernels import AdamwStep, Kernels
 
 State = dict[str, Tensor | int]
+OptimizerName = Literal["adamw", "adamw_8bit"]
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
-    """Rate of update number `step` (the first is 1): linear up to `warmup_steps`, then constant."""
-    return cfg.learning_rate * min(1.0, step / max(1, cfg.warmup_steps))
+    """Rate of update number `step` (the first is 1): linear up to `warmup_steps`, then by `cfg.schedule`.
+
+    The first update after the warm-up has the full rate; the rate would be 0 one update after `total_steps`.
+    """
+    if step <= cfg.warmup_steps:
+        return cfg.learning_rate * step / cfg.warmup_steps
+    if cfg.schedule == "constant":
+        return cfg.learning_rate
+    done = min(1.0, (step - 1 - cfg.warmup_steps) / (cfg.total_steps - cfg.warmup_steps))
+    left = 1 - done if cfg.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return cfg.learning_rate * left
 
 
 def global_norm(grads: Sequence[Tensor]) -> Tensor:
@@ -44,11 +56,10 @@ def needs_master(dtype: torch.dtype) -> bool:
 
 
 @dataclass(slots=True)
-class Moments:
+class Held:
     """What AdamW remembers of one tensor, and the tensor whose values the master continues."""
 
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    moments: dict[str, Tensor]
     master: Tensor | None
     of: Tensor
 
@@ -58,7 +69,7 @@ class AdamW:
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._moments: dict[str, Moments] = {}
+        self._held: dict[str, Held] = {}
         self.step = 0
 
     def update(
@@ -68,30 +79,38 @@ class AdamW:
         self.step += 1
         rate = learning_rate(cfg, self.step)
         for name, param in params.items():
-            moments = self._of(name, param)
             decay = cfg.weight_decay if cfg.decay == "all" or param.ndim > 1 else 0.0
             how = AdamwStep(rate, *cfg.betas, cfg.eps, decay, self.step, grad_scale)
-            self._kernels.adamw(param, grads[name], moments.exp_avg, moments.exp_avg_sq, moments.master, how)
+            self._apply(param, grads[name], self._of(name, param), how)
 
-    def _of(self, name: str, param: Tensor) -> Moments:
-        moments = self._moments.get(name)
-        if moments is None:
-            moments = self._moments[name] = new_moments(param)
-        elif moments.of is not param:
+    def _apply(self, param: Tensor, grad: Tensor, held: Held, how: AdamwStep) -> None:
+        m = held.moments
+        self._kernels.adamw(param, grad, m["exp_avg"], m["exp_avg_sq"], held.master, how)
+
+    def _new_moments(self, param: Tensor) -> dict[str, Tensor]:
+        dtype = moments_dtype(param.dtype)
+        return {name: torch.zeros_like(param, dtype=dtype) for name in ("exp_avg", "exp_avg_sq")}
+
+    def _new(self, param: Tensor) -> Held:
+        wide = param.detach().to(moments_dtype(param.dtype)) if needs_master(param.dtype) else None
+        return Held(self._new_moments(param), wide, param)
+
+    def _of(self, name: str, param: Tensor) -> Held:
+        held = self._held.get(name)
+        if held is None:
+            held = self._held[name] = self._new(param)
+        elif held.of is not param:
             # Copied on write, the values go on; replaced by others, the old master would undo that.
-            if moments.master is not None and not torch.equal(moments.master.to(param.dtype), param):
-                moments.master = param.detach().to(moments.master.dtype)
-            moments.of = param
-        return moments
+            if held.master is not None and not torch.equal(held.master.to(param.dtype), param):
+                held.master = param.detach().to(held.master.dtype)
+            held.of = param
+        return held
 
     def state(self) -> State:
         """Step count and tensors by name; the tensors are live, so store them before the next update."""
         state: State = {"step": self.step}
-        for name, moments in self._moments.items():
-            state[f"exp_avg.{name}"] = moments.exp_avg
-            state[f"exp_avg_sq.{name}"] = moments.exp_avg_sq
-            if moments.master is not None:
-                state[f"master.{name}"] = moments.master
+        for name, held in self._held.items():
+            state |= {f"{part}.{name}": tensor for part, tensor in _parts(held).items()}
         return state
 
     def load(self, state: Mapping[str, Tensor | int], params: Mapping[str, Tensor]) -> None:
@@ -99,27 +118,22 @@ class AdamW:
         step = state.get("step")
         if not isinstance(step, int) or step < 0:
             raise InputError(f"optimizer state: step is {step!r}; it must be a whole number, 0 or above")
-        fresh: dict[str, Moments] = {}
+        fresh: dict[str, Held] = {}
         expected = {"step"}
         if len(state) > 1:
             for name, param in params.items():
-                fresh[name] = new_moments(param)
-                for part in ("exp_avg", "exp_avg_sq", "master"):
-                    target = getattr(fresh[name], part)
-                    if target is not None:
-                        expected.add(f"{part}.{name}")
-                        _copy(state, f"{part}.{name}", target)
+                fresh[name] = self._new(param)
+                for part, target in _parts(fresh[name]).items():
+                    expected.add(f"{part}.{name}")
+                    _copy(state, f"{part}.{name}", target)
         unknown = sorted(set(state) - expected)
         if unknown:
             raise InputError(f"optimizer state: {unknown[0]} belongs to no trained tensor of this role")
-        self._moments, self.step = fresh, step
+        self._held, self.step = fresh, step
 
 
-def new_moments(param: Tensor) -> Moments:
-    dtype = moments_dtype(param.dtype)
-    master = param.detach().to(dtype) if needs_master(param.dtype) else None
-    zeros = torch.zeros_like(param, dtype=dtype)
-    return Moments(zeros, torch.zeros_like(zeros), master, param)
+def _parts(held: Held) -> dict[str, Tensor]:
+    return held.moments if held.master is None else {**held.moments, "master": held.master}
 
 
 def _copy(state: Mapping[str, Tensor | int], name: str, target: Tensor) -> None:

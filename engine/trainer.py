@@ -23,7 +23,8 @@ from rzero.engine.config import ModelConfig
 from rzero.engine.errors import InputError
 from rzero.engine.grpo import TrainConfig, TrainGroup
 from rzero.engine.model import PackedStep, Step, forward
-from rzero.engine.optimizer import AdamW, State
+from rzero.engine.optimizer import AdamW, OptimizerName, State
+from rzero.engine.optimizer_8bit import AdamW8bit
 from rzero.engine.packing import Pack, Scored, pack
 from rzero.engine.weights import ModelWeights, Weights, substitute
 from rzero.kernels import Kernels
@@ -52,9 +53,16 @@ class Trainer:
     """Trains roles of one set of weights; keeps one optimizer state per role."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, kernels: Kernels, cos_RE: Tensor, sin_RE: Tensor
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        kernels: Kernels,
+        cos_RE: Tensor,
+        sin_RE: Tensor,
+        optimizer: OptimizerName = "adamw",
     ) -> None:
         """cos_RE, sin_RE: the tables of `rope_tables`; their rows bound the length of prompt and answer."""
+        self._kind = {"adamw": AdamW, "adamw_8bit": AdamW8bit}[optimizer]
         self._config, self._weights, self._kernels = config, weights, kernels
         self._cos_RE, self._sin_RE = cos_RE, sin_RE
         self._optimizers: dict[str, AdamW] = {}
@@ -224,7 +232,7 @@ class Trainer:
 
     def _optimizer(self, role: str) -> AdamW:
         if role not in self._optimizers:
-            self._optimizers[role] = AdamW(self._kernels)
+            self._optimizers[role] = self._kind(self._kernels)
         return self._optimizers[role]
 
     def reset(self, role: str) -> None:
@@ -239,7 +247,7 @@ class Trainer:
         """Restores a `state`, once the role's weights are in place; raises InputError where it misfits."""
         if len(state) > 1:
             self._weights.own(role)
-        fresh = AdamW(self._kernels)
+        fresh = self._kind(self._kernels)
         fresh.load(state, dict(self._weights.trainable_tensors(role)))
         self._optimizers[role] = fresh
 

@@ -7,19 +7,17 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from rzero import __version__
-from rzero.config import load_config, model_path
-from rzero.engine import checkpoint
-from rzero.engine.config import ModelConfig
+from rzero.config import load_config
 from rzero.engine.dtype import choose_dtype
 from rzero.engine.errors import InputError
-from rzero.engine.lora import LoraConfig
-from rzero.engine.memory import MemoryPlan, MemoryRequest, Part, RolePlan, gib, plan_memory
+from rzero.engine.memory import gib
 from rzero.kernels import resolve
+from rzero.memory_plan import planned_dtype, run_plan
 from rzero.settings import Settings
 
 PACKAGES = (
@@ -32,8 +30,6 @@ PACKAGES = (
     "pydantic",
     "math-verify",
 )
-# Parts of a plan that each of several devices holds a share of.
-SHARDED = ("weights: ", "optimizer: ", "gradients")
 
 
 class Section(NamedTuple):
@@ -122,60 +118,7 @@ def kernels(device: torch.device) -> list[tuple[str, str]]:
 
 def memory(config: Settings, dtype: str, device: torch.device) -> list[tuple[str, str]]:
     """What a run on `config.model` needs at its largest, part by part."""
-    plan = run_plan(config, planned_dtype(config, dtype, device))
-    return [*((part.name, gib(part.bytes)) for part in plan.parts), ("total", gib(plan.total_bytes))]
-
-
-def planned_dtype(config: Settings, dtype: str, device: torch.device | None) -> torch.dtype:
-    """The number type of a planned run: as asked for, else the settings', else what the device is good at.
-
-    device: None for one that is not here, which is taken to multiply bfloat16.
-    """
-    name = config.engine.dtype if dtype == "auto" else dtype
-    if device is None:
-        return torch.bfloat16 if name == "auto" else choose_dtype(name, torch.device("cpu"))[0]
-    return choose_dtype(name, device)[0]
-
-
-def run_plan(config: Settings, dtype: torch.dtype, devices: int = 1) -> MemoryPlan:
-    """The memory plan of a run on `config.model`, a folder of which only config.json is read.
-
-    devices: where more than one, what FSDP2 would shard (each role's own weights, optimizer and gradients) is
-    counted by the part that one device holds; one full set of weights stays on each for sampling.
-    """
-    model = checkpoint.load_config(checkpoint.resolve_model(model_path(config.model)))
-    held: Literal["lora", "full"] = "lora" if config.roles == "lora" else "full"
-    names = ("solver",) if config.roles == "single" else ("challenger", "solver")
-    plan = plan_memory(
-        model,
-        MemoryRequest(
-            dtype=dtype,
-            roles=[RolePlan(name, held) for name in names],
-            lora=LoraConfig(rank=config.lora.rank, alpha=config.lora.alpha) if held == "lora" else None,
-            pages=planned_pages(config, model, dtype),
-            page_size=config.engine.page_size,
-            max_seqs=config.engine.max_seqs,
-            micro_batch_tokens=max(config.challenger.micro_batch_tokens, config.solver.micro_batch_tokens),
-        ),
-    )
-    return MemoryPlan(tuple(_on_one_device(part, devices) for part in plan.parts))
-
-
-def planned_pages(config: Settings, model: ModelConfig, dtype: torch.dtype) -> int:
-    """Pages of the pool: as set, else what the cache's memory holds, else every sequence at its longest."""
-    how = config.engine
-    if how.num_pages is not None:
-        return how.num_pages
-    if how.kv_cache_gib is not None:
-        return int(how.kv_cache_gib * 2**30) // (how.page_size * model.kv_bytes_per_token(dtype.itemsize))
-    length = how.max_model_len or config.max_question_tokens + config.solver.sampling.max_tokens
-    return how.max_seqs * -(-min(length, model.max_positions) // how.page_size)
-
-
-def _on_one_device(part: Part, devices: int) -> Part:
-    if devices == 1 or part.name == "weights: base" or not part.name.startswith(SHARDED):
-        return part
-    return Part(f"{part.name}, 1/{devices}", -(-part.bytes // devices))
+    return run_plan(config, planned_dtype(config, dtype, device)).rows()
 
 
 def memory_bytes(text: str) -> int:

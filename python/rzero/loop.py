@@ -24,6 +24,7 @@ from rzero.engine.errors import InputError
 from rzero.evaluate import Measured, measure
 from rzero.gauges import Stopped, alarms, best_iteration, is_news, read, stop_order
 from rzero.journals import read_journal
+from rzero.memory_plan import require_memory
 from rzero.observer import Observer
 from rzero.roles import adopt_roles, begin_phase, drop_roles, restore, saved_state
 from rzero.rollout import Run, Unit, named
@@ -81,6 +82,7 @@ def resume(path: str | Path, settings: Settings | None = None, observer: Observe
 def engine_of(settings: Settings) -> Iterator[Engine]:
     """The engine of a run; closed at the end."""
     how = settings.engine
+    require_memory(settings)
     engine = Engine(
         model_path(settings.model),
         device=how.device,
@@ -93,6 +95,7 @@ def engine_of(settings: Settings) -> Iterator[Engine]:
         max_batch_tokens=how.max_batch_tokens,
         max_model_len=how.max_model_len,
         threads=how.threads,
+        optimizer=how.optimizer,
     )
     with engine:
         yield engine

@@ -192,7 +192,7 @@ def train(
         )
         for part in scored
     ]
-    config = train_config(how, temperature)
+    config = train_config(how, temperature, run.config.iterations)
     reference = "base" if how.kl_reference == "base" else "reference"
     parts = split(train_groups, how.updates_per_step)
     updates = [
@@ -220,11 +220,13 @@ def kl_to_base(run: Run, draws: Sequence[Draw], how: Training, trained: Mapping[
     return float((difference.exp() - difference - 1).mean())
 
 
-def train_config(how: Training, temperature: float) -> TrainConfig:
-    """The engine's settings for one update."""
+def train_config(how: Training, temperature: float, iterations: int) -> TrainConfig:
+    """The engine's settings for one update of a phase that comes in so many iterations."""
     return TrainConfig(
         learning_rate=how.learning_rate,
         warmup_steps=how.warmup_steps,
+        schedule=how.schedule,
+        total_steps=how.steps * how.updates_per_step * (iterations if how.keep_optimizer else 1),
         betas=(how.beta1, how.beta2),
         weight_decay=how.weight_decay,
         grad_clip=how.grad_clip,

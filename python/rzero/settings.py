@@ -44,6 +44,10 @@ class EngineSettings(Section):
     """longest prompt plus answer in tokens; null: what the model allows"""
     threads: Count | None = None
     """CPU threads; null: all"""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit: moments of a byte each, by bitsandbytes"""
+    check_memory: bool = True
+    """refuse a run that is planned to need more memory than is free"""
 
 
 class LoraSettings(Section):
@@ -78,6 +82,8 @@ class VotingSettings(Sampling):
 class Training(Section):
     """One phase of GRPO. The old log-probs are those that sampling reported."""
 
+    steps: Whole = 5
+    """steps in each iteration"""
     updates_per_step: Count = 1
     """optimizer updates on one step's samples; advantages are taken over the whole step first"""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
@@ -92,6 +98,8 @@ class Training(Section):
     """largest gradient norm"""
     warmup_steps: Whole = 0
     """updates over which the learning rate rises from 0"""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """how the rate goes on: it stays, or falls to 0 at the phase's end (at the run's, if keep_optimizer)"""
     clip_low: Share = 0.2
     """the ratio is clipped below 1 - clip_low"""
     clip_high: Amount = 0.3

@@ -8,6 +8,7 @@ import torch
 from plain import CPU
 from torch import Tensor
 
+from rzero.engine.errors import InputError
 from rzero.engine.grpo import TrainConfig
 from rzero.engine.optimizer import AdamW, clip_scale, global_norm, learning_rate
 from rzero.kernels import resolve
@@ -70,6 +71,16 @@ def test_schedule_and_clipping() -> None:
     cfg = replace(CFG, warmup_steps=4)
     assert [learning_rate(cfg, step) for step in (1, 2, 4, 9)] == [0.005, 0.01, 0.02, 0.02]
     assert learning_rate(CFG, 1) == 0.02
+    line = replace(CFG, warmup_steps=2, schedule="linear", total_steps=6)
+    assert [learning_rate(line, step) for step in range(1, 9)] == pytest.approx(
+        [0.01, 0.02, 0.02, 0.015, 0.01, 0.005, 0.0, 0.0]
+    )
+    curve = replace(line, schedule="cosine")
+    assert [learning_rate(curve, step) for step in (3, 5, 7)] == pytest.approx([0.02, 0.01, 0.0])
+    with pytest.raises(
+        InputError, match="total_steps is 2; a cosine schedule needs more than warmup_steps = 2"
+    ):
+        replace(curve, total_steps=2)
     norm = global_norm([torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]).item()
     assert norm == 5.0
     assert clip_scale(norm, 1.0) == pytest.approx(0.2, rel=1e-6)

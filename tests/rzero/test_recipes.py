@@ -12,9 +12,10 @@ from click.testing import CliRunner
 
 from rzero.cli import app
 from rzero.config import load_config
-from rzero.doctor import memory_bytes, planned_dtype, run_plan
+from rzero.doctor import memory_bytes
 from rzero.engine import checkpoint
 from rzero.engine.errors import InputError
+from rzero.memory_plan import planned_dtype, run_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -59,8 +59,9 @@ def plan_elsewhere(
 ) -> None:
     """Print the plan for a device that is not here; raises InputError where it does not fit."""
     from rzero.config import load_config
-    from rzero.doctor import memory_bytes, planned_dtype, run_plan
+    from rzero.doctor import memory_bytes
     from rzero.engine.memory import gib
+    from rzero.memory_plan import planned_dtype, run_plan
 
     available = memory_bytes(device_memory)
     if model is None and config_file is None:
@@ -69,8 +70,7 @@ def plan_elsewhere(
     number_type = planned_dtype(settings, dtype, None)
     plan = run_plan(settings, number_type, devices)
     where = f"{device_memory}" if devices == 1 else f"each of {devices} devices of {device_memory}"
-    rows = [(part.name, gib(part.bytes)) for part in plan.parts]
-    rows += [("total", gib(plan.total_bytes)), ("free", gib(max(0, available - plan.total_bytes)))]
+    rows = [*plan.rows(), ("free", gib(max(0, available - plan.peak_bytes)))]
     name = str(number_type).removeprefix("torch.")
     echo(f"memory of a run on {settings.model}, roles {settings.roles}, {name}, on {where}", rows)
     plan.require(available)
