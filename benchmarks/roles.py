@@ -7,9 +7,16 @@
 Both roles are adapters on one base, so that one batch serves both. In two phases the batch runs thin at the
 end of the questions and fills again for the answers; in one phase it stays full. The answers are the same:
 seeds belong to requests. The last line is JSON with the seconds of each way, measured in turn.
+
+    python benchmarks/roles.py --model DIR --switch
+
+--switch times what changing between two full roles costs instead: forward passes over three tokens, every
+second one in the other role. Both roles own all their tensors, of which none is copied or moved. A pass reads
+all weights, so its time is far above the difference; the fastest passes of each kind are compared.
 """
 
 import json
+import statistics
 import time
 from collections.abc import Callable
 
@@ -71,6 +78,34 @@ class Pool:
         return _tokens(done)
 
 
+def switch(engine, passes: int = 100) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    """Milliseconds of a pass whose role is the last pass's, and of one whose role is the other."""
+    from rzero.engine import SamplingParams
+
+    roles = ("challenger", "solver")
+    for role in roles:
+        engine.fork(role, of="base")
+        engine.weights.own(role)
+    engine.drop("base")
+    held = {role: [t.data_ptr() for _, t in engine.weights.named_tensors(role)] for role in roles}
+    ms: dict[str, list[float]] = {"same": [], "other": []}
+    for number in range(-4, 2 * passes):
+        way = "same" if number % 2 else "other"
+        role = roles[number // 2 % 2]
+        start = time.perf_counter()
+        engine.generate([[1, 2, 3]], SamplingParams(max_tokens=1), role)
+        if number >= 0:
+            ms[way].append(1e3 * (time.perf_counter() - start))
+    if held != {role: [t.data_ptr() for _, t in engine.weights.named_tensors(role)] for role in roles}:
+        raise SystemExit("a tensor moved")
+    fastest = {way: statistics.mean(sorted(times)[: passes // 10]) for way, times in ms.items()}
+    return {
+        "pass_ms": {way: round(time, 2) for way, time in fastest.items()},
+        "switch_ms": round(fastest["other"] - fastest["same"], 2),
+        "weights_gib": round(engine.weights.total_bytes() / 2**30, 2),
+    }
+
+
 @click.command()
 @click.option("--model", help="Hugging Face folder or hub name; default: the model in the package")
 @click.option("--task", default="arithmetic", show_default=True)
@@ -81,6 +116,7 @@ class Pool:
 @click.option("--max-seqs", default=64, show_default=True, help="answers that run at a time")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--dtype", default="auto", show_default=True)
+@click.option("--switch", "only_switch", is_flag=True, help="time changing between two full roles instead")
 @click.option("--threads", type=int, help="torch's threads; default: all")
 def main(model: str | None, task: str, questions: int, votes: int, **options) -> None:  # type: ignore[no-untyped-def]
     from rzero.engine import Engine, LoraConfig
@@ -93,6 +129,10 @@ def main(model: str | None, task: str, questions: int, votes: int, **options) ->
         max_seqs=options["max_seqs"],
         max_model_len=512 if model else 160,
     )
+    if options["only_switch"]:
+        asked = {"benchmark": "role_switch", "model": model or "tiny", "dtype": options["dtype"]}
+        click.echo(json.dumps(asked | switch(engine) | conditions()))
+        return
     for role in ("challenger", "solver"):
         engine.fork(role, of="base")
         engine.weights.add_lora(role, LoraConfig(rank=8, alpha=16.0))
@@ -118,7 +158,7 @@ def main(model: str | None, task: str, questions: int, votes: int, **options) ->
         "task": task,
         "questions": questions,
         "votes": votes,
-        **{key: value for key, value in options.items() if key != "threads"},
+        **{key: value for key, value in options.items() if key not in ("threads", "only_switch")},
         **conditions(),
     }
     click.echo(json.dumps(result))

@@ -5,7 +5,8 @@
 
 The last line is JSON: `tokens_per_s` has one figure a round, and `ceiling_tokens_per_s` is what the matrix
 products of the same work would allow if nothing else took time, measured in the same run. With --texts FILE
-(JSON lines with "problem") the prompts are real questions and answers run to their end of sequence.
+(JSON lines with "problem") the prompts are real questions and answers run to their end of sequence. With
+--kernels linear=ref the products are torch's, whose rows depend on the batch: what exactness costs.
 """
 
 import json
@@ -78,6 +79,7 @@ def ceiling(engine, prompts: int, samples: int, prompt_tokens: int, new_tokens: 
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", type=int, help="torch's threads; default: all")
 @click.option("--max-seqs", default=256, show_default=True, help="answers that run at a time")
+@click.option("--kernels", multiple=True, metavar="OP=BACKEND", help="force an op's backend; repeatable")
 @click.option("--texts", type=click.Path(exists=True, dir_okay=False), help='JSON lines with "problem"')
 def main(path: str | None, model: str | None, prompts: int, samples: int, **options) -> None:  # type: ignore[no-untyped-def]
     from rzero.engine import Engine, SamplingParams
@@ -91,6 +93,7 @@ def main(path: str | None, model: str | None, prompts: int, samples: int, **opti
         device=options["device"],
         dtype=options["dtype"],
         threads=options["threads"],
+        kernels=dict(choice.split("=", 1) for choice in options["kernels"]),
         max_seqs=options["max_seqs"],
         max_model_len=prompt_tokens + new_tokens if options["texts"] is None else 2048,
     )

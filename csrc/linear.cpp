@@ -5,7 +5,8 @@
 // falls into. So the bits of a row are the same alone and in a batch, with any number of threads and on every instruction
 // set that fuses; and a sum over thousands of terms, as in gradients, errs no more than a blocked one of others. A thread
 // widens a panel of kColumns columns to float once and multiplies all rows by it: 16-bit weights cross the memory bus
-// at half the bytes, and the arithmetic runs at float speed on CPUs that cannot multiply 16-bit types.
+// at half the bytes, and the arithmetic runs at float speed on CPUs that cannot multiply 16-bit types. Few rows are
+// multiplied by the columns while these are still in registers.
 #include <omp.h>
 
 #include "vec.h"
@@ -28,36 +29,76 @@ void pack_rows(const S* a, int64_t row, int64_t column, int64_t rows, int64_t K,
 }
 
 #if defined(__AVX2__)
-RZERO_INLINE __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
-RZERO_INLINE __m256 load8(const bf16* p) {
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-}
-RZERO_INLINE __m256 load8(const fp16* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+constexpr int kBlock = 16;  // columns
 
-// Eight rows of eight k's each become eight k's of eight columns, `kColumns` apart.
-template <class S>
-RZERO_INLINE void transpose8(const S* b, int64_t column, float* out) {
-  __m256 r[8], s[8];
-  for (int i = 0; i < 8; ++i) r[i] = load8(b + i * column);
+// Eight k's of sixteen columns, handed over as use(k, half, eight columns), from k = 0 up. Columns meet in one register while
+// they are loaded, and 16-bit types are exchanged before they are widened: the fewest shuffles.
+template <class Use>
+RZERO_INLINE void each_k(const float* b, int64_t column, const Use& use) {
+#pragma GCC unroll 2
+  for (int k = 0; k < 8; k += 4)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const float* from = b + half * 8 * column + k;
+      const auto pair = [&](int i) {
+        return _mm256_set_m128(_mm_loadu_ps(from + (i + 4) * column), _mm_loadu_ps(from + i * column));
+      };
+      const __m256 r0 = pair(0), r1 = pair(1), r2 = pair(2), r3 = pair(3);
+      const __m256 low01 = _mm256_unpacklo_ps(r0, r1), high01 = _mm256_unpackhi_ps(r0, r1);
+      const __m256 low23 = _mm256_unpacklo_ps(r2, r3), high23 = _mm256_unpackhi_ps(r2, r3);
+      use(k, half, _mm256_shuffle_ps(low01, low23, 0x44));
+      use(k + 1, half, _mm256_shuffle_ps(low01, low23, 0xee));
+      use(k + 2, half, _mm256_shuffle_ps(high01, high23, 0x44));
+      use(k + 3, half, _mm256_shuffle_ps(high01, high23, 0xee));
+    }
+}
+
+// Sixteen 16-bit columns, in the order that `column_of` says, as two times eight floats.
+RZERO_INLINE __m256 left_half(bf16, __m256i c) { return _mm256_castsi256_ps(_mm256_unpacklo_epi16(__m256i{}, c)); }
+RZERO_INLINE __m256 right_half(bf16, __m256i c) { return _mm256_castsi256_ps(_mm256_unpackhi_epi16(__m256i{}, c)); }
+RZERO_INLINE __m256 left_half(fp16, __m256i c) { return _mm256_cvtph_ps(_mm256_castsi256_si128(c)); }
+RZERO_INLINE __m256 right_half(fp16, __m256i c) { return _mm256_cvtph_ps(_mm256_extracti128_si256(c, 1)); }
+RZERO_INLINE constexpr int column_of(bf16, int i) { return i % 4 + i / 8 * 4 + i / 4 % 2 * 8; }
+RZERO_INLINE constexpr int column_of(fp16, int i) { return i; }
+
+template <class S, class Use>
+RZERO_INLINE void each_k(const S* b, int64_t column, const Use& use) {
+  __m256i r[8], s[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    r[i] = _mm256_set_m128i(_mm_loadu_si128((const __m128i*)(b + column_of(S{}, i + 8) * column)),
+                            _mm_loadu_si128((const __m128i*)(b + column_of(S{}, i) * column)));
+#pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) {
-    s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    s[i] = _mm256_unpacklo_epi16(r[i], r[i + 1]);
+    s[i + 1] = _mm256_unpackhi_epi16(r[i], r[i + 1]);
   }
+#pragma GCC unroll 2
   for (int i = 0; i < 8; i += 4) {
-    r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
-    r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xee);
-    r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
-    r[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xee);
+    r[i] = _mm256_unpacklo_epi32(s[i], s[i + 2]);
+    r[i + 1] = _mm256_unpackhi_epi32(s[i], s[i + 2]);
+    r[i + 2] = _mm256_unpacklo_epi32(s[i + 1], s[i + 3]);
+    r[i + 3] = _mm256_unpackhi_epi32(s[i + 1], s[i + 3]);
   }
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(out + i * kColumns, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_storeu_ps(out + (i + 4) * kColumns, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; ++k) {
+    const __m256i c = k % 2 ? _mm256_unpackhi_epi64(r[k / 2], r[k / 2 + 4]) : _mm256_unpacklo_epi64(r[k / 2], r[k / 2 + 4]);
+    use(k, 0, left_half(S{}, c));
+    use(k, 1, right_half(S{}, c));
   }
+}
+
+// Asks for the panel after this one, from the k's at hand on, a cache line of each column at a time. A panel is as many streams
+// as it has columns, each a short run; of 16-bit types, which run out soon, the hardware foresees too few.
+template <class S>
+RZERO_INLINE void fetch_next(const S* b, int64_t column, int64_t k) {
+  if (sizeof(S) == 4 || k % (64 / (int64_t)sizeof(S)) != 0) return;
+#pragma GCC unroll 4
+  for (int c = kColumns; c < 2 * kColumns; ++c) __builtin_prefetch(b + k + c * column);
 }
 #endif
 
-// out[k][c] = b(k, first + c), zero past the last column. One of the two strides is 1.
+// out[k][c] = b(k, c), zero past the last column. One of the two strides is 1.
 template <class S>
 void pack_columns(const S* b, int64_t row, int64_t column, int64_t columns, int64_t K, float* out) {
   if (column == 1) {
@@ -70,70 +111,121 @@ void pack_columns(const S* b, int64_t row, int64_t column, int64_t columns, int6
   int64_t k = 0;
 #if defined(__AVX2__)
   if (columns == kColumns)
-    for (; k + 8 <= K; k += 8)
-      for (int c = 0; c < kColumns; c += 8) transpose8(b + k + c * column, column, out + k * kColumns + c);
+    for (; k + 8 <= K; k += 8) {
+      fetch_next(b, column, k);
+      for (int c = 0; c < kColumns; c += kBlock)
+        each_k(b + k + c * column, column, [&](int i, int half, __m256 eight) {
+          _mm256_storeu_ps(out + (k + i) * kColumns + c + half * 8, eight);
+        });
+    }
 #endif
   for (; k < K; ++k)
     for (int64_t c = 0; c < kColumns; ++c)
       out[k * kColumns + c] = c < columns ? to_float(b[k * row + c * column]) : 0.f;
 }
 
-// R rows by kColumns columns of the product, plus the bias, rounded once.
+// What a product reads and writes: operands with any strides, a as (row, k) and b as (k, column).
+template <class S>
+struct Product {
+  int64_t M, N, K;
+  const S* a;
+  const int64_t* a_strides;
+  const S* b;
+  const int64_t* b_strides;
+  const S* bias;
+  S* y;
+  int64_t y_stride;
+};
+
+// Sums of R rows by the kColumns columns from `first` on, plus the bias, rounded once.
 template <int R, class S>
-void tile(int64_t K, const float* a, const float* b, const float* bias, S* y, int64_t stride, int64_t columns) {
-  float total[R][kColumns] = {};
+RZERO_INLINE void finish(const Product<S>& p, int64_t row, int64_t first, const float (&total)[R][kColumns]) {
+  const int64_t columns = p.N - first < kColumns ? p.N - first : kColumns;
+  float shift[kColumns] = {};
+  for (int64_t c = 0; p.bias && c < columns; ++c) shift[c] = to_float(p.bias[first + c]);
+  for (int r = 0; r < R; ++r) {
+    S* y = p.y + (row + r) * p.y_stride + first;
+    store(y, load(total[r]) + load(shift), columns);
+    if (columns > kWidth) store(y + kWidth, load(total[r] + kWidth) + load(shift + kWidth), columns - kWidth);
+  }
+}
+
+// The chains of R rows one after the other: `steps(k, a, sum)` adds what comes at k, for `kStep` k's.
+template <int R, int kStep, class Steps>
+RZERO_INLINE void add_chains(int64_t K, const float* a, float (&total)[R][kColumns], const Steps& steps) {
   for (int64_t first = 0; first < K; first += kDepth) {
     Vec sum[R][2] = {};
-    for (int64_t k = first; k < K && k < first + kDepth; ++k, a += kRows, b += kColumns) {
-      const Vec left = load(b), right = load(b + kWidth);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        const Vec x = splat(a[r]);
-        sum[r][0] = fma(x, left, sum[r][0]);
-        sum[r][1] = fma(x, right, sum[r][1]);
-      }
-    }
+    for (int64_t k = first; k < K && k < first + kDepth; k += kStep) steps(k, a + k * kRows, sum);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       store(total[r], load(total[r]) + sum[r][0]);
       store(total[r] + kWidth, load(total[r] + kWidth) + sum[r][1]);
     }
   }
-  for (int r = 0; r < R; ++r) {
-    store(y + r * stride, load(total[r]) + load(bias), columns);
-    if (columns > kWidth)
-      store(y + r * stride + kWidth, load(total[r] + kWidth) + load(bias + kWidth), columns - kWidth);
-  }
+}
+
+// R rows from `row` on by a packed panel.
+template <int R, class S>
+void tile(const Product<S>& p, int64_t row, int64_t first, const float* a, const float* b) {
+  float total[R][kColumns] = {};
+  add_chains<R, 1>(p.K, a, total, [&](int64_t k, const float* x, Vec (&sum)[R][2]) {
+    const Vec left = load(b + k * kColumns), right = load(b + k * kColumns + kWidth);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      sum[r][0] = fma(splat(x[r]), left, sum[r][0]);
+      sum[r][1] = fma(splat(x[r]), right, sum[r][1]);
+    }
+  });
+  finish<R>(p, row, first, total);
 }
 
 template <int R, class S>
-void tile_of(int64_t rows, int64_t K, const float* a, const float* b, const float* bias, S* y, int64_t stride,
-             int64_t columns) {
-  if (rows >= R) return tile<R>(K, a, b, bias, y, stride, columns);
-  if constexpr (R > 1) tile_of<R - 1>(rows, K, a, b, bias, y, stride, columns);
+void tile_of(const Product<S>& p, int64_t row, int64_t first, const float* a, const float* b) {
+  if (p.M - row >= R) return tile<R>(p, row, first, a, b);
+  if constexpr (R > 1) tile_of<R - 1>(p, row, first, a, b);
+}
+
+// All rows, if they are at most R, by a whole panel that is not packed: columns are used once. Returns whether it could.
+template <int R, class S>
+bool multiply_few([[maybe_unused]] const Product<S>& p, [[maybe_unused]] int64_t first, [[maybe_unused]] const float* a) {
+#if defined(__AVX2__)
+  if constexpr (kColumns == kBlock) {
+    const int64_t column = p.b_strides[1];
+    if (p.M > R || p.N - first < kColumns || column == 1 || p.K % 8 != 0) return false;
+    if constexpr (R > 1)
+      if (p.M < R) return multiply_few<R - 1>(p, first, a);
+    const S* b = p.b + first * column;
+    float total[R][kColumns] = {};
+    add_chains<R, 8>(p.K, a, total, [&](int64_t k, const float* x, Vec (&sum)[R][2]) {
+      fetch_next(b, column, k);
+      each_k(b + k, column, [&](int i, int half, __m256 eight) {
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) sum[r][half] = fma(splat(x[i * kRows + r]), (Vec)eight, sum[r][half]);
+      });
+    });
+    finish<R>(p, 0, first, total);
+    return true;
+  }
+#endif
+  return false;
 }
 
 template <class S>
-void product(const int64_t* sizes, const S* a, const int64_t* a_strides, const S* b, const int64_t* b_strides,
-             const S* bias, S* y, int64_t y_stride, float* packed_rows, float* packed_columns) {
-  const int64_t M = sizes[0], N = sizes[1], K = sizes[2];
-  const int64_t row_tiles = (M + kRows - 1) / kRows, column_tiles = (N + kColumns - 1) / kColumns;
-#pragma omp parallel if (M * N * K > kSerialWork)
+void product(const Product<S>& p, float* packed_rows, float* packed_columns) {
+  const int64_t row_tiles = (p.M + kRows - 1) / kRows, column_tiles = (p.N + kColumns - 1) / kColumns;
+#pragma omp parallel if (p.M * p.N * p.K > kSerialWork)
   {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < row_tiles; ++i)
-      pack_rows(a + i * kRows * a_strides[0], a_strides[0], a_strides[1], M - i * kRows, K,
-                packed_rows + i * kRows * K);
-    float* panel = packed_columns + omp_get_thread_num() * kColumns * K;
-#pragma omp for schedule(dynamic)
+      pack_rows(p.a + i * kRows * p.a_strides[0], p.a_strides[0], p.a_strides[1], p.M - i * kRows, p.K,
+                packed_rows + i * kRows * p.K);
+    float* panel = packed_columns + omp_get_thread_num() * kColumns * p.K;
+#pragma omp for schedule(dynamic, 2)
     for (int64_t j = 0; j < column_tiles; ++j) {
-      const int64_t first = j * kColumns, columns = N - first < kColumns ? N - first : kColumns;
-      pack_columns(b + first * b_strides[1], b_strides[0], b_strides[1], columns, K, panel);
-      float shift[kColumns] = {};
-      for (int64_t c = 0; bias && c < columns; ++c) shift[c] = to_float(bias[first + c]);
-      for (int64_t i = 0; i < row_tiles; ++i)
-        tile_of<kRows>(M - i * kRows, K, packed_rows + i * kRows * K, panel, shift,
-                       y + i * kRows * y_stride + first, y_stride, columns);
+      const int64_t first = j * kColumns, columns = p.N - first < kColumns ? p.N - first : kColumns;
+      if (multiply_few<kRows>(p, first, packed_rows)) continue;
+      pack_columns(p.b + first * p.b_strides[1], p.b_strides[0], p.b_strides[1], columns, p.K, panel);
+      for (int64_t row = 0; row < p.M; row += kRows) tile_of<kRows>(p, row, first, packed_rows + row * p.K, panel);
     }
   }
 }
@@ -145,8 +237,9 @@ void linear_product(int code, const int64_t* sizes, const void* a, const int64_t
                     float* packed_columns) {
   by_type(code, [&](auto zero) {
     using S = decltype(zero);
-    product(sizes, (const S*)a, a_strides, (const S*)b, b_strides, (const S*)bias, (S*)y, y_stride, packed_rows,
-            packed_columns);
+    product(Product<S>{sizes[0], sizes[1], sizes[2], (const S*)a, a_strides, (const S*)b, b_strides, (const S*)bias, (S*)y,
+                       y_stride},
+            packed_rows, packed_columns);
   });
 }
 
