@@ -7,7 +7,8 @@ child that it forks, so a comparison which exceeds a limit costs a fork and not 
 verdict None. Workers and their children end with the process that started them, however that ends.
 
 A worker has one batch of pairs at a time and says one verdict a line, so the pair at which a child died is
-the first without a verdict, and no pair is judged twice.
+the first without a verdict. Where the worker itself died, which only others bring about (the system when memory
+runs out), its pairs are judged by a new one; a pair at which two workers died has no verdict.
 """
 
 import json
@@ -57,6 +58,13 @@ class _Worker:
     unread: bytes = b""
 
 
+class _Broken(Exception):
+    """A worker that cannot go on: gone, or saying what no worker says."""
+
+    def __init__(self, is_gone: bool) -> None:
+        self.is_gone = is_gone
+
+
 class Judge:
     """Verdicts of `function` ("module:name", two texts to a bool) on pairs of texts, cached.
 
@@ -69,6 +77,7 @@ class Judge:
         self._function, self._limits = function, limits
         self._count, self._cache_pairs = workers, cache_pairs
         self._workers: list[_Worker] = []
+        self._survived: set[Pair] = set()
         self._cache: OrderedDict[Pair, bool | None] = OrderedDict()
         self._counts = dict.fromkeys(COUNTERS, 0)
 
@@ -116,6 +125,7 @@ class Judge:
     def _judge(self, pairs: Sequence[Pair]) -> dict[Pair, bool | None]:
         verdicts: dict[Pair, bool | None] = {}
         waiting = deque(pairs)
+        self._survived.clear()
         try:
             while len(verdicts) < len(pairs):
                 while len(self._workers) < min(self._count, len(pairs)):
@@ -164,19 +174,20 @@ class Judge:
             nearest = min(worker.deadline for worker in busy)
             ready = [key.data for key, _ in selector.select(max(0.0, nearest - time.monotonic()))]
         for worker in ready:
-            is_alive = self._read(worker, verdicts, waiting)
-            if not is_alive:
-                self._replace(worker, "crashes", verdicts, waiting)
+            try:
+                self._read(worker, verdicts, waiting)
+            except _Broken as broken:
+                self._replace(worker, "crashes", verdicts, waiting, is_innocent=broken.is_gone)
         now = time.monotonic()
         for worker in [w for w in busy if w not in ready and w.deadline <= now]:
             self._replace(worker, "timeouts", verdicts, waiting)
 
-    def _read(self, worker: _Worker, verdicts: dict[Pair, bool | None], waiting: deque[Pair]) -> bool:
-        """Take the verdicts that are there; False when the worker is dead or talks nonsense."""
+    def _read(self, worker: _Worker, verdicts: dict[Pair, bool | None], waiting: deque[Pair]) -> None:
+        """Take the verdicts that are there; raises _Broken for a worker that is gone or talks nonsense."""
         assert worker.process.stdout is not None
         part = worker.process.stdout.read(1 << 16)
         if not part:
-            return False
+            raise _Broken(is_gone=True)
         *lines, worker.unread = (worker.unread + part).split(b"\n")
         for line in lines:
             if line == b"ready" and not worker.is_ready:
@@ -190,9 +201,8 @@ class Judge:
             elif line in (b"timeout", b"crash") and worker.pending:
                 self._give_up("timeouts" if line == b"timeout" else "crashes", worker, verdicts, waiting)
             else:
-                return False
+                raise _Broken(is_gone=False)
             worker.deadline = self._deadline()
-        return True
 
     def _give_up(
         self, reason: str, worker: _Worker, verdicts: dict[Pair, bool | None], waiting: deque[Pair]
@@ -206,12 +216,23 @@ class Judge:
         worker.pending.clear()
 
     def _replace(
-        self, worker: _Worker, reason: str, verdicts: dict[Pair, bool | None], waiting: deque[Pair]
+        self,
+        worker: _Worker,
+        reason: str,
+        verdicts: dict[Pair, bool | None],
+        waiting: deque[Pair],
+        is_innocent: bool = False,
     ) -> None:
+        """End a worker. The pair it was at has another try if it `is_innocent`, but only one."""
         _kill(worker)
         self._workers.remove(worker)
         if not worker.is_ready:
             raise InputError(f"a grading process for {self._function} does not start; its error is above")
+        if is_innocent and worker.pending and worker.pending[0] not in self._survived:
+            self._survived.add(worker.pending[0])
+            self._counts["kills"] += 1
+            waiting.extendleft(reversed(worker.pending))
+            return
         self._give_up(reason, worker, verdicts, waiting)
 
 

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,31 @@ def test_hostile_answers_cost_their_own_verdict_only(judge: Judge) -> None:
 def test_a_worker_that_talks_nonsense_is_replaced(judge: Judge) -> None:
     assert judge.compare([("talk", "x"), ("a", "A")]) == [None, True]
     assert judge.counters()["crashes"] == 1
+
+
+def test_a_worker_killed_by_others_costs_no_verdict(judge: Judge) -> None:
+    for number in range(1000):
+        assert judge.compare([(f"a{number}", f"A{number}"), ("b", f"c{number}")]) == [True, False]
+        if all(worker.is_ready for worker in judge._workers):
+            break
+    judge.counters()
+    for worker in judge._workers:
+        worker.process.kill()
+    assert judge.compare([("d", "D"), ("e", "f"), ("g", "G")]) == [True, False, True]
+    counts = judge.counters()
+    assert counts["crashes"] == 0 and counts["kills"] == 2
+
+
+def test_a_worker_killed_at_work_costs_no_verdict(judge: Judge) -> None:
+    assert judge.compare([("a", "A")]) == [True]
+    [worker] = judge._workers
+    killer = threading.Timer(0.2, worker.process.kill)
+    killer.start()
+    # Judging the first takes until the limit of 0.5 s of processor time, so that the killer comes in between.
+    assert judge.compare([("loop", "x"), ("b", "B")]) == [None, True]
+    killer.join()
+    counts = judge.counters()
+    assert (counts["timeouts"], counts["crashes"]) == (1, 0)
 
 
 def test_long_answers_are_equal_only_as_texts(judge: Judge) -> None:
