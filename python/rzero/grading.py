@@ -7,8 +7,8 @@ child that it forks, so a comparison which exceeds a limit costs a fork and not 
 verdict None. Workers and their children end with the process that started them, however that ends.
 
 A worker has one batch of pairs at a time and says one verdict a line, so the pair at which a child died is
-the first without a verdict. Where the worker itself died, which only others bring about (the system when memory
-runs out), its pairs are judged by a new one; a pair at which two workers died has no verdict.
+the first without a verdict. Where the worker itself died, which only others bring about (the system when
+memory runs out), its pairs are judged by a new one; a pair at which two workers died has no verdict.
 """
 
 import json
