@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,14 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         load_sets(["gsm8k"], str(tmp_path))
 
 
-def test_suites_name_known_sets_and_no_revision_is_made_up() -> None:
+def test_suites_name_known_sets_and_revisions_are_whole_commits() -> None:
     assert set_names("math") == SUITES["math"]
     assert set_names("MATH-500") == ("math500",)
     for names in SUITES.values():
         assert all(name in BENCHMARKS for name in names)
-    assert all(each.hub.revision is None for each in BENCHMARKS.values())
+    pinned = {each.name: each.hub.revision for each in BENCHMARKS.values() if each.hub.revision}
+    assert set(BENCHMARKS) - set(pinned) == {"minerva", "olympiadbench", "bbeh", "bbeh_mini"}
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in pinned.values())
 
 
 def test_the_hubs_cache_gives_files_and_the_commit(tmp_path: Path) -> None:
