@@ -26,6 +26,7 @@ from rzero.engine.errors import InputError
 from rzero.engine.grpo import TrainConfig, TrainGroup
 from rzero.engine.kv_cache import KvCache, choose_num_pages
 from rzero.engine.memory import gib
+from rzero.engine.numerics import Numerics, is_exact, why_not_exact
 from rzero.engine.optimizer_8bit import require_optimizer
 from rzero.engine.outputs import RequestOutput
 from rzero.engine.rope_table import rope_tables
@@ -83,6 +84,7 @@ class Engine:
         max_model_len: int | None = None,
         threads: int | None = None,
         optimizer: "OptimizerName" = "adamw",
+        numerics: Numerics = "auto",
         seed: int = 0,
     ) -> None:
         """Load a model for sampling and training.
@@ -97,6 +99,8 @@ class Engine:
         max_model_len: prompt and answer together; default: the model's positions.
         threads: torch's number of threads in this process; default: unchanged.
         optimizer: adamw, or adamw_8bit, whose moments take a quarter (needs bitsandbytes).
+        numerics: exact refuses kernels with which the sampler's log-probs may differ from the trainer's; fast
+        does not rely on equality; auto is exact where the kernels are. `is_exact` says which it is.
         seed: of requests whose params have none.
         Raises InputError for anything the caller can mend.
         """
@@ -113,6 +117,8 @@ class Engine:
             self.kernels = resolve(self.device, kernels, debug)
         except ValueError as error:
             raise InputError(str(error)) from error
+        self._why_not_exact = why_not_exact(self.kernels, self.dtype, self.device)
+        self.is_exact = is_exact(numerics, self._why_not_exact)
         self.max_model_len = _context(self.config, max_model_len)
         self.weights = Weights(self.config, loaded.weights)
         page_bytes = page_size * self.config.kv_bytes_per_token(self.dtype.itemsize)
@@ -306,6 +312,9 @@ class Engine:
             "model": f"{self.folder or config.model_type}, {config.parameters / 1e6:.2f}M parameters",
             "device": f"{self.device}, {torch.get_num_threads()} threads",
             "dtype": str(self.dtype).removeprefix("torch."),
+            "numerics": "exact: the sampler's log-probs are the trainer's"
+            if self.is_exact
+            else f"fast: {self._why_not_exact or 'asked for'}",
             "roles": ", ".join(self.weights.roles),
             "weights": f"{gib(self.weights.total_bytes())}, "
             f"{gib(self.weights.shared_bytes())} saved by sharing",

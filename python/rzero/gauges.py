@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from rzero.rollout import Unit
-from rzero.settings import GaugeSettings, Threshold
+from rzero.settings import GaugeSettings, Settings, Threshold
 
 Row = Mapping[str, Any]
 ACTIONS = ("rollback", "stop", "warn")
@@ -27,6 +27,8 @@ class Gauge(NamedTuple):
     is_bad_above: bool
     against: Literal["nothing", "first", "best"] = "nothing"
     """the value itself, its ratio to the run's first, or how far it lies below the run's best"""
+    hint: str = ""
+    """what to make of an alarm"""
 
 
 GAUGES = (
@@ -56,6 +58,14 @@ GAUGES = (
     Gauge("length_shrinks", "answer length to the first", ("solver/length_mean",), False, "first"),
     Gauge("entropy", "entropy per token", ("challenger/entropy", "solver/entropy"), False),
     Gauge("kl_to_base", "KL to the base per token", ("challenger/kl_to_base", "solver/kl_to_base"), True),
+    Gauge(
+        "mismatch",
+        "a token's log-prob in training less that in sampling",
+        ("challenger/mismatch_max", "solver/mismatch_max"),
+        True,
+        hint="; exact kernels leave no difference, so that one of them or the memory is wrong; "
+        "engine.numerics: fast goes on all the same",
+    ),
     Gauge("accuracy_drop", "held-out accuracy below the best", ("evaluation/accuracy",), True, "best"),
 )
 
@@ -79,7 +89,7 @@ class Alarm(NamedTuple):
             "stop": f"stopped in {where}",
             "rollback": f"rolled back in {where}",
         }
-        return f"{head[self.action]}: {text}"
+        return f"{head[self.action]}: {text}{gauge.hint}"
 
 
 class Stopped(Exception):
@@ -106,6 +116,20 @@ def read(row: Row, before: Sequence[Row]) -> dict[str, float]:
                 value = max(past, default=value) - value
         values[gauge.name] = value
     return values
+
+
+def thresholds(config: Settings, phase: str, is_exact: bool) -> GaugeSettings:
+    """The thresholds of a phase: an exact engine's run stops at any mismatch, unless the settings say where.
+
+    What was drawn from a truncated distribution is compared as such (see `grpo.old_logprobs`) and always
+    differs, but at temperature 1.
+    """
+    sampling = config.challenger.sampling if phase == "challenger" else config.solver.sampling
+    is_comparable = sampling.temperature == 1 or (sampling.top_p == 1 and sampling.top_k == 0)
+    mismatch = config.gauges.mismatch
+    if not is_exact or not is_comparable or mismatch.stop is not None:
+        return config.gauges
+    return config.gauges.model_copy(update={"mismatch": mismatch.model_copy(update={"stop": 0.0})})
 
 
 def alarms(values: Mapping[str, float], settings: GaugeSettings) -> list[Alarm]:

@@ -22,7 +22,7 @@ from rzero.config import model_path
 from rzero.engine.engine import Engine
 from rzero.engine.errors import InputError
 from rzero.evaluate import Measured, measure
-from rzero.gauges import Stopped, alarms, best_iteration, is_news, read, stop_order
+from rzero.gauges import Stopped, alarms, best_iteration, is_news, read, stop_order, thresholds
 from rzero.journals import read_journal
 from rzero.memory_plan import require_memory
 from rzero.observer import Observer
@@ -96,6 +96,7 @@ def engine_of(settings: Settings) -> Iterator[Engine]:
         max_model_len=how.max_model_len,
         threads=how.threads,
         optimizer=how.optimizer,
+        numerics=how.numerics,
     )
     with engine:
         yield engine
@@ -207,7 +208,7 @@ class Work:
     def _gauge(self, unit: Unit, metrics: dict[str, Any]) -> None:
         """Write the gauges and their alarms into a unit's metrics, and say what is new of them."""
         metrics["gauges"] = read(metrics, self.rows)
-        found = alarms(metrics["gauges"], self.run.config.gauges)
+        found = alarms(metrics["gauges"], thresholds(self.run.config, unit.phase, self.run.engine.is_exact))
         metrics["alarms"] = [alarm._asdict() for alarm in found]
         for alarm in found:
             # An order to stop is said where it is carried out.

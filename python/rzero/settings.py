@@ -46,6 +46,8 @@ class EngineSettings(Section):
     """CPU threads; null: all"""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: moments of a byte each, by bitsandbytes"""
+    numerics: Literal["auto", "exact", "fast"] = "auto"
+    """exact: sampler's and trainer's log-probs are equal, or the run stops; auto: exact where kernels are"""
     check_memory: bool = True
     """refuse a run that is planned to need more memory than is free"""
 
@@ -274,6 +276,8 @@ class GaugeSettings(Section):
     """entropy of either role in nats per token; bad below"""
     kl_to_base: Threshold = Threshold(warn=5.0)
     """KL of either role to the base in nats per token; bad above"""
+    mismatch: Threshold = Threshold(warn=1.0)
+    """largest difference of sampler's and trainer's log-probs; bad above; an exact engine stops at any"""
     accuracy_drop: Threshold = Threshold(warn=0.05)
     """held-out accuracy below the best so far (mean over the sets of mean@k, or greedy); bad above"""
 

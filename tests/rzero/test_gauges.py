@@ -6,12 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_run import Crash, CrashAfter, Keep, outcome, small
 
 from rzero import loop
 from rzero.config import load_config
-from rzero.gauges import GAUGES, Alarm, alarms, best_iteration, is_news, read, stop_order
+from rzero.engine import Engine
+from rzero.gauges import (
+    GAUGES,
+    Alarm,
+    alarms,
+    best_iteration,
+    is_news,
+    read,
+    stop_order,
+    thresholds,
+)
 from rzero.journals import read_journal
+from rzero.kernels.native import native_why_not
 from rzero.settings import GaugeSettings, Threshold
 
 
@@ -33,6 +45,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], float, float, float
     "length_shrinks": ([row("solver", length_mean=10.0)], row("solver", length_mean=2.0), 0.2, 0.3, 0.2),
     "entropy": ([], row("solver", entropy=0.01), 0.01, 0.02, 0.01),
     "kl_to_base": ([], row("challenger", kl_to_base=3.0), 3.0, 2.0, 3.0),
+    "mismatch": ([], row("solver", mismatch_max=0.01), 0.01, 0.0, 0.01),
     "accuracy_drop": (
         [row("evaluation", 0, accuracy=0.5), row("evaluation", 1, accuracy=0.75)],
         row("evaluation", 2, accuracy=0.25),
@@ -126,6 +139,33 @@ def test_a_stopped_run_stays_stopped(tmp_path: Path) -> None:
         "reason": message,
         "models": {"solver": "tiny"},
     }
+
+
+@pytest.mark.skipif(native_why_not(torch.device("cpu")) is not None, reason="only native kernels are exact")
+def test_an_exact_run_stops_at_any_mismatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Engine.train_step
+
+    def off(self: Engine, *args: Any, **options: Any) -> dict[str, float]:
+        return honest(self, *args, **options) | {"mismatch_max": 1e-7}
+
+    monkeypatch.setattr(Engine, "train_step", off)
+    observer = Keep()
+    loop.run(small("engine.numerics=fast"), tmp_path / "fast", observer)
+    assert not observer.messages and observer.steps[-1]["phase"] == "evaluation"
+    assert [row["gauges"]["mismatch"] for row in observer.steps if row["phase"] == "solver"] == [1e-7, 1e-7]
+    loop.run(small(), tmp_path / "exact", observer)
+    [message] = observer.messages
+    assert message.startswith("stopped in iteration 1, challenger step 1: a token's log-prob in training")
+    assert "engine.numerics: fast" in message
+
+
+def test_a_mismatch_counts_only_where_it_can_be_0() -> None:
+    cut = small("solver.sampling.top_p=0.9", "solver.sampling.temperature=0.7")
+    assert thresholds(cut, "challenger", is_exact=True).mismatch.stop == 0.0
+    assert thresholds(cut, "solver", is_exact=True).mismatch.stop is None
+    assert thresholds(small("solver.sampling.top_p=0.9"), "solver", is_exact=True).mismatch.stop == 0.0
+    assert thresholds(cut, "challenger", is_exact=False).mismatch.stop is None
+    assert thresholds(small("gauges.mismatch.stop=0.1"), "solver", is_exact=True).mismatch.stop == 0.1
 
 
 def test_a_rollback_gives_the_best_iteration_and_survives_a_crash(tmp_path: Path) -> None:
