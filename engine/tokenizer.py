@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tokenizer of a model folder: a thin layer over transformers, with the few calls the engine needs."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,27 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise InputError(f"{folder}: there is no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
     with _NamingErrors(f"{folder}: the tokenizer is unusable"):
-        tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True), config)
+        hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, config=_class_hint(folder, config))
+        tokenizer = Tokenizer(hf, config)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, "
             f"but config.json gives vocab_size {config.vocab_size}"
         )
     return tokenizer
+
+
+def _class_hint(folder: Path, config: ModelConfig) -> Any:
+    """What transformers must know of the model to choose the tokenizer's class, where the folder names one.
+
+    Without it transformers loads the model's own config class, and with that half of itself and of
+    torch.distributed, for two seconds.
+    """
+    from transformers import PreTrainedConfig
+
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file() or "tokenizer_class" not in json.loads(settings.read_text(encoding="utf-8")):
+        return None
+    hint = PreTrainedConfig(name_or_path=str(folder))
+    hint.model_type = config.model_type
+    return hint
