@@ -9,9 +9,9 @@ alone and in a batch, with any number of threads, and on every CPU that fuses mu
 on a CPU that multiplies it in hardware is left to torch (oneDNN). GFLOP/s on Zen 3, 2 threads, for
 [M, 896] x [896, 9728]:
                         M =    1     8    64   256  1024
-    float32, native            8    56    88   158   148
+    float32, native           12    56    88   158   148
     float32, MKL               2    17    47    76   146    rows padded to 16: fewer are summed otherwise
-    bfloat16, native          12    55   136   153   172    torch's own: 7 to 19
+    bfloat16, native          14    55   136   153   172    torch's own: 7 to 19
 
 On a GPU the default is torch's product, the reference, whose rows do depend on how many there are; where they
 must not, ask for "triton".
