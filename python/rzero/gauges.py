@@ -28,7 +28,7 @@ class Gauge(NamedTuple):
     against: Literal["nothing", "first", "best"] = "nothing"
     """the value itself, its ratio to the run's first, or how far it lies below the run's best"""
     hint: str = ""
-    """what to make of an alarm"""
+    """what to make of the end it orders"""
 
 
 GAUGES = (
@@ -89,7 +89,7 @@ class Alarm(NamedTuple):
             "stop": f"stopped in {where}",
             "rollback": f"rolled back in {where}",
         }
-        return f"{head[self.action]}: {text}{gauge.hint}"
+        return f"{head[self.action]}: {text}{gauge.hint if self.action != 'warn' else ''}"
 
 
 class Stopped(Exception):
