@@ -36,7 +36,7 @@ from rzero.engine.sampling import SamplingParams
 from rzero.engine.scheduler import Scheduler
 from rzero.engine.tokenizer import Tokenizer, load_tokenizer
 from rzero.engine.weights import ModelWeights, Weights
-from rzero.kernels import resolve
+from rzero.kernels import Kernels, resolve
 
 if TYPE_CHECKING:
     from rzero.engine.optimizer import OptimizerName, State
@@ -97,26 +97,19 @@ class Engine:
         sequences of max_model_len, at most a share of the free memory. Pages are allocated on first use.
         max_seqs: answers that run at a time. max_batch_tokens: tokens per step, prefill chunks included.
         max_model_len: prompt and answer together; default: the model's positions.
-        threads: torch's number of threads in this process; default: unchanged.
+        threads: torch's number in this process; default: unchanged. seed: of requests whose params have none.
         optimizer: adamw, or adamw_8bit, whose moments take a quarter (needs bitsandbytes).
         numerics: exact refuses kernels with which the sampler's log-probs may differ from the trainer's; fast
         does not rely on equality; auto is exact where the kernels are. `is_exact` says which it is.
-        seed: of requests whose params have none.
         Raises InputError for anything the caller can mend.
         """
-        _check_sizes(
-            page_size=page_size, max_seqs=max_seqs, max_batch_tokens=max_batch_tokens, threads=threads
-        )
+        _check_sizes(page_size=page_size, max_seqs=max_seqs, max_batch_tokens=max_batch_tokens)
+        _set_threads(threads)
         require_optimizer(optimizer)
-        if threads is not None:
-            torch.set_num_threads(threads)
         loaded = model if isinstance(model, Model) else load_model(model, dtype, device)
         self.config, self.tokenizer, self.folder = loaded.config, loaded.tokenizer, loaded.folder
         self.device, self.dtype = torch.device(device), loaded.weights.embed.dtype
-        try:
-            self.kernels = resolve(self.device, kernels, debug)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        self.kernels = _resolve(self.device, kernels, debug)
         self._why_not_exact = why_not_exact(self.kernels, self.dtype, self.device)
         self.is_exact = is_exact(numerics, self._why_not_exact)
         self.max_model_len = _context(self.config, max_model_len)
@@ -131,9 +124,8 @@ class Engine:
         self._tables = rope_tables(self.config, self.max_model_len, self.device)
         sizes = max_batch_tokens, self._scheduler.batch.max_seqs
         self._runner = Runner(self.config, self.kernels, self._cache, self._tables, *sizes)
-        self._sampler = Sampler(
-            self.config, self.tokenizer, self.weights, self._scheduler, self._runner, seed
-        )
+        shared = self.config, self.tokenizer, self.weights, self._scheduler, self._runner
+        self._sampler = Sampler(*shared, seed)
         self._optimizer = optimizer
         self._trainer: Trainer | None = None
 
@@ -344,10 +336,23 @@ class Engine:
         self.close()
 
 
-def _check_sizes(**sizes: int | None) -> None:
+def _check_sizes(**sizes: int) -> None:
     for name, value in sizes.items():
-        if value is not None and value < 1:
+        if value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+def _set_threads(count: int | None) -> None:
+    if count is not None:
+        _check_sizes(threads=count)
+        torch.set_num_threads(count)
+
+
+def _resolve(device: torch.device, wanted: Mapping[str, str], debug: bool) -> Kernels:
+    try:
+        return resolve(device, wanted, debug)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _context(config: ModelConfig, max_model_len: int | None) -> int:

@@ -57,6 +57,10 @@ class Part(NamedTuple):
     when: Literal["always", "sampling", "training"] = "always"
     """Pages are given back before training, and what training needs is freed after it."""
 
+    @property
+    def title(self) -> str:
+        return self.name if self.when == "always" else f"{self.name}, while {self.when}"
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -74,7 +78,7 @@ class MemoryPlan:
 
     def rows(self) -> list[tuple[str, str]]:
         """Every part and the peak, for people."""
-        parts = [(f"{part.name}{_WHEN[part.when]}", gib(part.bytes)) for part in self.parts]
+        parts = [(part.title, gib(part.bytes)) for part in self.parts]
         return [*parts, ("at most at a time", gib(self.peak_bytes))]
 
     def bytes_of(self, name: str) -> int:
@@ -94,9 +98,6 @@ class MemoryPlan:
         rows = self.rows()
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {size:>12}" for name, size in rows)
-
-
-_WHEN = {"always": "", "sampling": ", while sampling", "training": ", while training"}
 
 
 def gib(count: int) -> str:

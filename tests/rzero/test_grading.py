@@ -57,6 +57,9 @@ def test_a_worker_killed_by_others_costs_no_verdict(judge: Judge) -> None:
     judge.counters()
     for worker in judge._workers:
         worker.process.kill()
+        assert worker.process.stdout is not None
+        while worker.process.stdout.read(1) != b"":
+            time.sleep(0.01)  # the child that compares dies a moment after its parent
     assert judge.compare([("d", "D"), ("e", "f"), ("g", "G")]) == [True, False, True]
     counts = judge.counters()
     assert counts["crashes"] == 0 and counts["kills"] == 2
