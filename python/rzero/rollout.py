@@ -226,7 +226,7 @@ def train_config(how: Training, temperature: float, iterations: int) -> TrainCon
         learning_rate=how.learning_rate,
         warmup_steps=how.warmup_steps,
         schedule=how.schedule,
-        total_steps=how.steps * how.updates_per_step * (iterations if how.keep_optimizer else 1),
+        total_steps=how.total_updates(iterations),
         betas=(how.beta1, how.beta2),
         weight_decay=how.weight_decay,
         grad_clip=how.grad_clip,

@@ -123,6 +123,10 @@ class Training(Section):
     keep_optimizer: bool = False
     """carry the optimizer's moments from one phase of a role to its next"""
 
+    def total_updates(self, iterations: int) -> int:
+        """Updates over which the schedule runs: of one phase, or of all if the optimizer is kept."""
+        return self.steps * self.updates_per_step * (iterations if self.keep_optimizer else 1)
+
 
 class ChallengerSettings(Training):
     """The Challenger's phase: it is paid for valid, varied questions on which the Solver is of two minds."""
@@ -325,6 +329,24 @@ class Settings(Section):
     """what is measured on held-out problems"""
     gauges: GaugeSettings = GaugeSettings()
     """when a run warns, stops, or rolls back"""
+
+    @model_validator(mode="after")
+    def _schedules(self) -> "Settings":
+        for name, how in (("challenger", self.challenger), ("solver", self.solver)):
+            updates = how.total_updates(self.iterations)
+            if how.schedule == "constant" or not updates:
+                continue
+            if updates <= how.warmup_steps:
+                raise ValueError(
+                    f"{name}.warmup_steps = {how.warmup_steps} must be below the {updates} updates over "
+                    f"which {name}.schedule = {how.schedule} runs"
+                )
+            if self.roles == "single" and how.keep_optimizer:
+                raise ValueError(
+                    f"{name}.schedule = {how.schedule} with {name}.keep_optimizer needs roles = full or "
+                    "lora: a single role has one count of updates for both phases"
+                )
+        return self
 
     @model_validator(mode="after")
     def _same_votes(self) -> "Settings":

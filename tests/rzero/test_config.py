@@ -148,3 +148,15 @@ def test_a_section_named_in_part_keeps_the_defaults_of_the_rest() -> None:
     config = load_config(overrides=["voting.max_tokens=100", "pool.sampling.temperature=0.5"])
     assert (config.voting.top_k, config.voting.max_tokens) == (40, 100)
     assert (config.pool.sampling.top_p, config.pool.sampling.temperature) == (0.95, 0.5)
+
+
+def test_schedules_that_cannot_run_are_refused_before_the_run() -> None:
+    falling = ["solver.schedule=linear", "solver.steps=3", "solver.updates_per_step=2"]
+    assert load_config("tiny", overrides=falling).solver.total_updates(iterations=4) == 6
+    kept = load_config("tiny", overrides=[*falling, "solver.keep_optimizer=true"]).solver
+    assert kept.total_updates(iterations=4) == 24
+    with pytest.raises(InputError, match=r"solver\.warmup_steps = 6 must be below the 6 updates"):
+        load_config("tiny", overrides=[*falling, "solver.warmup_steps=6"])
+    with pytest.raises(InputError, match="needs roles = full or lora"):
+        load_config("tiny", overrides=[*falling, "solver.keep_optimizer=true", "roles=single"])
+    load_config("tiny", overrides=["challenger.schedule=cosine", "challenger.steps=0"])
