@@ -24,15 +24,19 @@ from conditions import conditions
 @click.option("--samples", default=4, show_default=True, help="answers to each prompt")
 @click.option("--max-tokens", default=96, show_default=True)
 @click.option("--dtype", default="bfloat16", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="on a GPU: the engine's exact kernels")
 @click.option("--threads", type=int, help="torch's threads; default: all")
-def main(model: str, tokens: int, samples: int, max_tokens: int, dtype: str, threads: int | None) -> None:
+def main(
+    model: str, tokens: int, samples: int, max_tokens: int, dtype: str, device: str, threads: int | None
+) -> None:
     from rzero.engine import Engine, SamplingParams
 
     most = 64 + max_tokens
     # A quarter of the pages that the running answers would like to have.
     engine = Engine(
-        model, dtype=dtype, threads=threads, max_seqs=64, max_model_len=most, num_pages=16 * -(-most // 16)
-    )
+        model, device=device, dtype=dtype, threads=threads, numerics="exact", max_seqs=64, max_model_len=most,
+        num_pages=16 * -(-most // 16),
+    )  # fmt: skip
     rng, vocabulary = random.Random(0), min(engine.config.vocab_size, 40000)
     start, compared, pairs = time.perf_counter(), 0, []
     differing = {"prefill": 0, "training": 0, "alone": 0}
@@ -65,6 +69,7 @@ def main(model: str, tokens: int, samples: int, max_tokens: int, dtype: str, thr
         "seconds": round(time.perf_counter() - start, 1),
         "model": model,
         "dtype": dtype,
+        "device": device,
         **conditions(),
     }
     click.echo(json.dumps(result))
@@ -81,20 +86,18 @@ def prefilled(engine, prompt: list[int], answer: list[int]) -> list[float]:  # t
     from rzero.engine.model import PagedStep, Step, forward
     from rzero.engine.rope_table import rope_tables
 
-    ids_T = torch.tensor(prompt + answer)
-    T, config, page = len(ids_T), engine.config, 16
+    T, config, page, device = len(prompt) + len(answer), engine.config, 16, engine.device
+    ids_T, pos_T = torch.tensor(prompt + answer, device=device), torch.arange(T, device=device)
     shape = (-(-T // page), page, config.kv_heads, config.head_size)
-    keys, values = ([torch.zeros(shape, dtype=engine.dtype) for _ in range(config.layers)] for _ in range(2))
-    pages = PagedStep(
-        keys,
-        values,
-        torch.arange(T),
-        torch.arange(shape[0], dtype=torch.int32)[None],
-        torch.tensor([0, T], dtype=torch.int32),
-        torch.tensor([T], dtype=torch.int32),
+    keys, values = (
+        [torch.zeros(shape, dtype=engine.dtype, device=device) for _ in range(config.layers)]
+        for _ in range(2)
+    )
+    table, starts, lengths = (
+        torch.tensor(x, dtype=torch.int32, device=device) for x in ([list(range(shape[0]))], [0, T], [T])
     )
     weights = engine.weights.role("base")
-    step = Step(ids_T, torch.arange(T), pages)
+    step = Step(ids_T, pos_T, PagedStep(keys, values, pos_T, table, starts, lengths))
     h_TD = forward(config, weights, step, engine.kernels, *rope_tables(config, T, engine.device))
     rows = slice(len(prompt) - 1, T - 1)
     logp_A, _ = engine.kernels.linear_logprob(h_TD[rows], weights.head, ids_T[len(prompt) :])

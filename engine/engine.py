@@ -26,7 +26,7 @@ from rzero.engine.errors import InputError
 from rzero.engine.grpo import TrainConfig, TrainGroup
 from rzero.engine.kv_cache import KvCache, choose_num_pages
 from rzero.engine.memory import gib
-from rzero.engine.numerics import Numerics, is_exact, why_not_exact
+from rzero.engine.numerics import Numerics, backends, described, is_exact, must_score, why_not_exact
 from rzero.engine.optimizer_8bit import require_optimizer
 from rzero.engine.outputs import RequestOutput
 from rzero.engine.rope_table import rope_tables
@@ -99,8 +99,8 @@ class Engine:
         max_model_len: prompt and answer together; default: the model's positions.
         threads: torch's number in this process; default: unchanged. seed: of requests whose params have none.
         optimizer: adamw, or adamw_8bit, whose moments take a quarter (needs bitsandbytes).
-        numerics: exact refuses kernels with which the sampler's log-probs may differ from the trainer's; fast
-        does not rely on equality; auto is exact where the kernels are. `is_exact` says which it is.
+        numerics: exact takes kernels with which the sampler's log-probs are the trainer's, and refuses others;
+        fast does not rely on equality; auto is exact on a CPU, fast on a GPU. `is_exact` says which it is.
         Raises InputError for anything the caller can mend.
         """
         _check_sizes(page_size=page_size, max_seqs=max_seqs, max_batch_tokens=max_batch_tokens)
@@ -109,7 +109,7 @@ class Engine:
         loaded = model if isinstance(model, Model) else load_model(model, dtype, device)
         self.config, self.tokenizer, self.folder = loaded.config, loaded.tokenizer, loaded.folder
         self.device, self.dtype = torch.device(device), loaded.weights.embed.dtype
-        self.kernels = _resolve(self.device, kernels, debug)
+        self.kernels = _resolve(self.device, backends(numerics, self.device, kernels), debug)
         self._why_not_exact = why_not_exact(self.kernels, self.dtype, self.device)
         self.is_exact = is_exact(numerics, self._why_not_exact)
         self.max_model_len = _context(self.config, max_model_len)
@@ -122,8 +122,8 @@ class Engine:
             count, page_size, max_seqs, max_batch_tokens, self.max_model_len, self.weights.base
         )
         self._tables = rope_tables(self.config, self.max_model_len, self.device)
-        sizes = max_batch_tokens, self._scheduler.batch.max_seqs
-        self._runner = Runner(self.config, self.kernels, self._cache, self._tables, *sizes)
+        how = max_batch_tokens, self._scheduler.batch.max_seqs, self.is_exact and must_score(self.kernels)
+        self._runner = Runner(self.config, self.kernels, self._cache, self._tables, *how)
         shared = self.config, self.tokenizer, self.weights, self._scheduler, self._runner
         self._sampler = Sampler(*shared, seed)
         self._optimizer = optimizer
@@ -304,9 +304,7 @@ class Engine:
             "model": f"{self.folder or config.model_type}, {config.parameters / 1e6:.2f}M parameters",
             "device": f"{self.device}, {torch.get_num_threads()} threads",
             "dtype": str(self.dtype).removeprefix("torch."),
-            "numerics": "exact: the sampler's log-probs are the trainer's"
-            if self.is_exact
-            else f"fast: {self._why_not_exact or 'asked for'}",
+            "numerics": described(self.is_exact, self._why_not_exact, self.device),
             "roles": ", ".join(self.weights.roles),
             "weights": f"{gib(self.weights.total_bytes())}, "
             f"{gib(self.weights.shared_bytes())} saved by sharing",

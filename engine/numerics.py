@@ -3,10 +3,12 @@
 
 They are where the bits of a row depend on nothing but the row, in every op on the way from a token to its
 log-prob, and where sampler and trainer compute the op by the same sums. The native kernels of the CPU promise
-both. The Triton kernels promise the first; that the log-probs of `sample` and of `linear_logprob` are equal
-there has not been shown.
+both. On a GPU it takes kernels that are slower than the default: our own matrix product, attention over pages
+on the tiles of training, and log-probs of what was drawn from `linear_logprob`, a second pass over the head.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import torch
@@ -28,18 +30,34 @@ ON_THE_WAY = (
     "paged_attention",
     "attention",
     "linear_logprob",
-    "sample",
 )
+EXACT_ON_GPU = MappingProxyType(
+    {op: "triton_exact" if op == "paged_attention" else "triton" for op in ON_THE_WAY}
+)
+
+
+def backends(numerics: Numerics, device: torch.device, asked: Mapping[str, str]) -> Mapping[str, str]:
+    """The backends to resolve: what the caller asked for, and on a GPU what exact numerics need besides."""
+    return {**EXACT_ON_GPU, **asked} if numerics == "exact" and device.type != "cpu" else asked
+
+
+def must_score(kernels: Kernels) -> bool:
+    """Whether exact log-probs of what is drawn take `linear_logprob`: the native `sample` shares its sums."""
+    used = {choice.op: choice.backend for choice in kernels.report}
+    return not used["sample"] == used["linear_logprob"] == "native"
 
 
 def why_not_exact(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why sampler and trainer may differ with these kernels, or None where they cannot."""
-    others = [choice for choice in kernels.report if choice.op in ON_THE_WAY and choice.backend != "native"]
-    if device.type != "cpu":
-        return f"the kernels on {device.type} have not been shown to be exact"
-    if others:
-        return f"{others[0].op} runs on the backend {others[0].backend}, whose rows may depend on the batch"
-    if dtype == torch.bfloat16 and MULTIPLIES_BF16:
+    is_cpu = device.type == "cpu"
+    for choice in kernels.report:
+        needed = "native" if is_cpu else EXACT_ON_GPU.get(choice.op)
+        if choice.op in ON_THE_WAY and choice.backend != needed:
+            return (
+                f"{choice.op} runs on the backend {choice.backend}, whose rows may depend on the batch or"
+                f" differ from training's; exact takes {needed}"
+            )
+    if is_cpu and dtype == torch.bfloat16 and MULTIPLIES_BF16:
         return (
             "this CPU multiplies bfloat16 in hardware by torch's product, whose rows may depend on the batch"
         )
@@ -53,3 +71,11 @@ def is_exact(numerics: Numerics, reason: str | None) -> bool:
     if numerics == "exact" and reason is not None:
         raise InputError(f"numerics is exact, but {reason}; use auto or fast")
     return numerics != "fast" and reason is None
+
+
+def described(is_exact: bool, reason: str | None, device: torch.device) -> str:
+    """Which it is and why, for people."""
+    if not is_exact:
+        return f"fast: {reason or 'asked for'}"
+    proof = "" if device.type == "cpu" else ", as the kernels are built; no GPU has shown it yet"
+    return f"exact: the sampler's log-probs are the trainer's{proof}"

@@ -47,11 +47,14 @@ class Runner:
         tables: tuple[Tensor, Tensor],
         max_batch_tokens: int,
         max_seqs: int,
+        scores_drawn: bool = False,
     ) -> None:
-        """tables: cos and sin of `rope_tables`, which also say the device."""
+        """tables: cos and sin of `rope_tables`, which also say the device. scores_drawn: log-probs of what is
+        drawn come from `linear_logprob`, as in training, and not from `sample`.
+        """
         self._config, self._kernels, self._cache = config, kernels, cache
         self._cos_RE, self._sin_RE = tables
-        self._device = self._cos_RE.device
+        self._device, self._scores_drawn = self._cos_RE.device, scores_drawn
         self._ids = np.zeros(max_batch_tokens, np.int64)
         self._positions = np.zeros(max_batch_tokens, np.int64)
         self._slots = np.zeros(max_batch_tokens, np.int64)
@@ -132,9 +135,30 @@ class Runner:
             here = rows[start : start + group]
             logits_BV = self._kernels.linear(h_BD[start : start + group], head_VD)
             settings = (self._tensor(column[here]) for column in columns)
-            for values, part in zip(outputs, self._kernels.sample(logits_BV, *settings), strict=True):
+            parts = self._kernels.sample(logits_BV, *settings)
+            if self._scores_drawn:
+                parts = self._scored(h_BD[start : start + group], head_VD, parts, batch, here)
+            for values, part in zip(outputs, parts, strict=True):
                 values[here] = part.cpu().numpy()
         return drawn
+
+    def _scored(
+        self, h_BD: Tensor, head_VD: Tensor, parts: tuple[Tensor, Tensor, Tensor], batch: Batch, rows: Ints
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What was drawn, with the log-probs of the trainer, who knows a temperature and no truncation."""
+        token_B, logp_B, _ = parts
+        full_B = self._kernels.linear_logprob(h_BD, head_VD, token_B, 1.0)[0]
+        is_cut_B = (batch.top_k[rows] > 0) | (batch.top_p[rows] < 1) | (batch.min_p[rows] > 0)
+        temperature_B = np.where(is_cut_B, 0, batch.temperature[rows])
+        for temperature in np.unique(temperature_B[temperature_B > 0]).tolist():
+            here_B = self._tensor(temperature_B == np.float32(temperature))
+            at_B = (
+                full_B
+                if temperature == 1.0
+                else self._kernels.linear_logprob(h_BD, head_VD, token_B, temperature)[0]
+            )
+            logp_B = torch.where(here_B, at_B, logp_B)
+        return token_B, logp_B, full_B
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device)

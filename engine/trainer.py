@@ -46,6 +46,8 @@ class Gradients:
     sums: Tensor
     """[5] sums over answer tokens of what MEANS names."""
     mismatch_max: Tensor
+    tokens: int
+    """Answer tokens that the loss saw."""
     tokens_computed: int
 
 
@@ -89,12 +91,14 @@ class Trainer:
         mismatch_mean, and mismatch_max (|log-prob before this update - the sampler's|: what an exact engine
         keeps at 0 in the first update on a rollout); grad_norm before clipping; learning_rate;
         tokens_trained (of answers), tokens_computed (rows of the passes), groups, degenerate_groups; updates
-        so far; skipped: 1 where a number was not finite or all answers were empty, and nothing was changed.
+        so far; skipped: 1 where a number was not finite or no answer had anything to teach, and nothing was
+        changed. Without a reference the gradient of a degenerate group is exactly 0, so its answers are not
+        computed: they count in the loss's mean, and not in the means above nor in tokens_trained.
         Raises InputError for groups that cannot be trained on and for unknown roles.
         """
         result = self.gradients(role, groups, cfg, reference)
         state = self._optimizer(role)
-        tokens = sum(len(sample.token_ids) for group in groups for sample in group.samples)
+        tokens = 0 if result is None else result.tokens
         metrics: StepMetrics = {"grad_norm": 0.0, "tokens_trained": tokens, "groups": len(groups)}
         metrics["degenerate_groups"] = sum(map(grpo.is_degenerate, groups))
         metrics["learning_rate"] = optimizer.learning_rate(cfg, state.step + 1)
@@ -121,7 +125,7 @@ class Trainer:
     def gradients(
         self, role: str, groups: Sequence[TrainGroup], cfg: TrainConfig, reference: str | None = None
     ) -> Gradients | None:
-        """Gradients of the step's loss by tensor name, before clipping; None where no answer has a token.
+        """Gradients of the step's loss by tensor name, before clipping; None where no answer teaches.
 
         Changes nothing. Gradients are float32 (float64 for float64 weights) and added up in the order of the
         answers.
@@ -132,7 +136,7 @@ class Trainer:
             )
         weights = self._weights.role(role)
         ref_weights = None if reference is None else self._weights.role(reference)
-        batch = self._prepare(role, groups, cfg, ref_weights is weights)
+        batch = self._prepare(groups, cfg, weights, ref_weights)
         trained = dict(self._weights.trainable_tensors(role))
         # Leaves share the storage of the role's tensors, which other roles may share too, but not their
         # autograd flags.
@@ -145,21 +149,32 @@ class Trainer:
         return total
 
     def _prepare(
-        self, role: str, groups: Sequence[TrainGroup], cfg: TrainConfig, is_own_reference: bool
+        self,
+        groups: Sequence[TrainGroup],
+        cfg: TrainConfig,
+        weights: ModelWeights,
+        reference: ModelWeights | None,
     ) -> "_Batch":
-        config, device = self._config, self._cos_RE.device
-        grpo.check_groups(groups, config.vocab_size, len(self._cos_RE))
-        dtype = optimizer.moments_dtype(self._weights.role(role).embed.dtype)
-        samples = [sample for group in groups for sample in group.samples]
-        lengths = [len(sample.token_ids) for sample in samples]
+        device = self._cos_RE.device
+        grpo.check_groups(groups, self._config.vocab_size, len(self._cos_RE))
+        dtype = optimizer.moments_dtype(weights.embed.dtype)
+        # All answers count in the loss's mean, so weights and advantages are those of all groups.
+        lengths_B = torch.tensor([len(sample.token_ids) for group in groups for sample in group.samples])
         advantage_B = grpo.advantages(groups, cfg.advantage, self._kernels, dtype)
-        advantage_A = advantage_B.repeat_interleave(torch.tensor(lengths))
+        weight_A = grpo.token_weights(lengths_B.tolist(), cfg.loss_mean, dtype)
+        teaches = [reference is not None or not grpo.is_degenerate(group) for group in groups]
+        taught = [group for group, does in zip(groups, teaches, strict=True) if does]
+        taught_B = torch.tensor(
+            [does for group, does in zip(groups, teaches, strict=True) for _ in group.samples]
+        )
+        taught_A = taught_B.repeat_interleave(lengths_B)
+        samples = [sample for group in taught for sample in group.samples]
         return _Batch(
-            [Scored(group.prompt_ids, sample.token_ids) for group in groups for sample in group.samples],
+            [Scored(group.prompt_ids, sample.token_ids) for group in taught for sample in group.samples],
             grpo.old_logprobs(samples, cfg.temperature, dtype).to(device),
-            advantage_A.to(device),
-            grpo.token_weights(lengths, cfg.loss_mean, dtype).to(device),
-            is_own_reference,
+            advantage_B.repeat_interleave(lengths_B)[taught_A].to(device),
+            weight_A[taught_A].to(device),
+            reference is weights,
         )
 
     def _micro_batch(
@@ -193,7 +208,7 @@ class Trainer:
         kl = torch.zeros_like(apart_A[0]) if ref_A is None else k3_ref(now_A - ref_A).sum()
         count = packed.end - packed.begin
         sums = [kl, entropy_A.sum(), out.ratio_mean * count, out.clip_fraction * count, apart_A.sum()]
-        return Gradients(grads, out.loss.detach(), torch.stack(sums), apart_A.max(), len(packed.ids_T))
+        return Gradients(grads, out.loss.detach(), torch.stack(sums), apart_A.max(), count, len(packed.ids_T))
 
     def _score(
         self, weights: ModelWeights, packed: Pack, temperature: float, recompute: bool
@@ -271,5 +286,6 @@ def _add(total: Gradients, part: Gradients) -> Gradients:
         total.loss + part.loss,
         total.sums + part.sums,
         torch.maximum(total.mismatch_max, part.mismatch_max),
+        total.tokens + part.tokens,
         total.tokens_computed + part.tokens_computed,
     )

@@ -49,7 +49,8 @@ class Keys(NamedTuple):
 
 class Tile(NamedTuple):
     """What a kernel is compiled for: M rows by N keys at a time, heads of E elements padded to BLOCK_E, R
-    query heads per key head, pages of S tokens (0: packed), STRETCH positions between merges (of pages).
+    query heads per key head, pages of S tokens (0: packed), STRETCH positions between merges (of pages;
+    0: none).
     """
 
     M: int

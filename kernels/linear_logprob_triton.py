@@ -23,6 +23,7 @@ Credit: Wijmans et al., Cut Your Losses, 2411.09009; the chunks: Liger-Kernel.
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -235,7 +236,8 @@ def linear_logprob_triton(
     h_TD: Tensor, w_VD: Tensor, target_T: Tensor, temperature: float = 1.0, *, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[Tensor, Tensor]:
     """`chunk_bytes` bounds what backward holds of the logits' gradient; it changes no log-prob."""
-    how = _How(temperature, chunk_bytes)
+    # float32, as sampling settings are: the same temperature gives the same bits from both.
+    how = _How(float(np.float32(temperature)), chunk_bytes)
     if needs_grad(h_TD, w_VD):
         both: tuple[Tensor, Tensor] = _LinearLogprob.apply(h_TD, w_VD, target_T, how)
         return both

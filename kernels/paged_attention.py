@@ -77,5 +77,11 @@ PAGED_ATTENTION = Op(
         Impl("native", _paged_attention_native, native_why_not),
         Impl("triton", "rzero.kernels.paged_attention_triton:paged_attention_triton", triton_why_not),
         Impl("cuda", "rzero.kernels.paged_attention_cuda:paged_attention_cuda", cuda_why_not),
+        Impl(
+            "triton_exact",
+            "rzero.kernels.paged_attention_triton:paged_attention_exact",
+            triton_why_not,
+            only_asked="for the steps that attention takes, slower than triton",
+        ),
     ),
 )

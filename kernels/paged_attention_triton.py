@@ -11,8 +11,14 @@ The walk over the keys is that of `attention_triton`, in stretches of 512 positi
 order. Where there are few rows, every stretch gets a program of its own, and a second kernel merges them in
 the same order, with the same arithmetic. The tiles are the same for one token and for many: a row's order of
 summation depends on its position and on nothing else.
+
+`paged_attention_exact` runs the same kernel on the tiles of `attention_triton`, without stretches: a row then
+takes the steps that it takes in training, at any position. It needs the tiles, too: on sm_90 and sm_100 the
+compiler multiplies 64 rows by another instruction than 16. Decoding pays for it with tiles that are mostly
+empty, and with one program for a long sequence.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,6 +36,7 @@ from rzero.kernels.attention_triton import (
     store_heads,
     sweep,
     tile,
+    tiles_of,
 )
 from rzero.kernels.gpu import check_float, check_like
 from rzero.kernels.native import reject
@@ -116,7 +123,10 @@ def _attend(q, k, v, o, parts, batch, scale, table_stride, B, T, P, M, tile: tl.
         keys = (batch.table + b.to(tl.int64) * table_stride, P)
         q_ME = load_heads(q, row + token_M, head_M, token_M < rows, tile)
         if parts is None:
-            _, sum_M, out_ME = _whole(q_ME, limit_M, k, v, keys, end, scale, tile)
+            if tile.STRETCH:
+                _, sum_M, out_ME = _whole(q_ME, limit_M, k, v, keys, end, scale, tile)
+            else:
+                _, sum_M, out_ME = sweep(q_ME, limit_M, k, v, keys, (0, end), scale, tile)
             store_heads(o, row + token_M, head_M, token_M < rows, out_ME / (sum_M * unit)[:, None], tile)
         else:
             first = tl.program_id(2) * tile.STRETCH
@@ -170,10 +180,31 @@ def _check(q_THE: Tensor, pages: tuple[Tensor, Tensor], batch: tuple[Tensor, Ten
     check_like(OP, "kv_len_B", kv_len_B, torch.int32, (B,), q_THE.device)
 
 
-def _tile(q_THE: Tensor, k_pages_PSGE: Tensor) -> Tile:
+class _Launch(NamedTuple):
+    """What the kernel is compiled for."""
+
+    tile: Tile
+    num_warps: int
+    num_stages: int
+
+
+def _split(q_THE: Tensor, k_pages_PSGE: Tensor) -> _Launch:
+    """Small tiles, and stretches that several programs can share."""
     _, H, E = q_THE.shape
     _, S, G, _ = k_pages_PSGE.shape
-    return tile(16, KEYS, E, H // G, S)
+    return _Launch(tile(16, KEYS, E, H // G, S), 4, 3 if E <= 64 else 2)
+
+
+def _as_in_training(q_THE: Tensor, k_pages_PSGE: Tensor) -> _Launch:
+    """The tiles of `attention_triton`, and no stretches."""
+    _, H, E = q_THE.shape
+    _, S, G, _ = k_pages_PSGE.shape
+    sizes = tiles_of(q_THE)
+    return _Launch(
+        tile(*sizes.forward, E, H // G, S)._replace(STRETCH=0),
+        sizes.warps,
+        1 if q_THE.dtype == torch.float32 else 2,
+    )
 
 
 def paged_attention_triton(
@@ -185,24 +216,47 @@ def paged_attention_triton(
     kv_len_B: Tensor,
     scale: float,
 ) -> Tensor:
-    _check(q_THE, (k_pages_PSGE, v_pages_PSGE), (page_table_BM, q_start_B1, kv_len_B))
+    batch = page_table_BM, q_start_B1, kv_len_B
+    return _paged_attention(q_THE, (k_pages_PSGE, v_pages_PSGE), batch, scale, _split)
+
+
+def paged_attention_exact(
+    q_THE: Tensor,
+    k_pages_PSGE: Tensor,
+    v_pages_PSGE: Tensor,
+    page_table_BM: Tensor,
+    q_start_B1: Tensor,
+    kv_len_B: Tensor,
+    scale: float,
+) -> Tensor:
+    batch = page_table_BM, q_start_B1, kv_len_B
+    return _paged_attention(q_THE, (k_pages_PSGE, v_pages_PSGE), batch, scale, _as_in_training)
+
+
+def _paged_attention(
+    q_THE: Tensor,
+    pages: tuple[Tensor, Tensor],
+    batch: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    launch: Callable[[Tensor, Tensor], _Launch],
+) -> Tensor:
+    _check(q_THE, pages, batch)
     o_THE = q_THE.new_empty(q_THE.shape)
-    (T, H, E), (P, S, G, _), (B, M) = q_THE.shape, k_pages_PSGE.shape, page_table_BM.shape
+    (T, H, E), (P, S, G, _), (B, M) = q_THE.shape, pages[0].shape, batch[0].shape
     if T == 0:
         return o_THE
-    how = _tile(q_THE, k_pages_PSGE)
+    how, num_warps, num_stages = launch(q_THE, pages[0])
     programs = T // (how.M // how.R) + B
-    batch = Batch(page_table_BM, q_start_B1, kv_len_B)
-    keys, values = (Keys(x, *x.stride()[:3]) for x in (k_pages_PSGE, v_pages_PSGE))
+    keys, values = (Keys(x, *x.stride()[:3]) for x in pages)
     # The table's width bounds the lengths; reading them would wait for the device.
-    stretches, parts = triton.cdiv(M * S, how.STRETCH), None
+    stretches, parts = triton.cdiv(M * S, how.STRETCH) if how.STRETCH else 1, None
     if stretches > 1 and programs * G < FEW_PROGRAMS:
         out, softmax = (q_THE.new_empty((stretches, T, H, n), dtype=torch.float32) for n in (E, 2))
         parts = Parts(out, softmax)
     _attend[(programs, G, stretches if parts else 1)](
-        heads(q_THE), keys, values, heads(o_THE), parts, batch, scale, page_table_BM.stride(0), B, T, P, M,
-        how, num_warps=4, num_stages=3 if E <= 64 else 2,
+        heads(q_THE), keys, values, heads(o_THE), parts, Batch(*batch), scale, batch[0].stride(0), B, T, P, M,
+        how, num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     if parts:
-        _merge_parts[(programs, G)](heads(o_THE), parts, batch, B, T, M, how, num_warps=4)
+        _merge_parts[(programs, G)](heads(o_THE), parts, Batch(*batch), B, T, M, how, num_warps=4)
     return o_THE

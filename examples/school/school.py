@@ -7,21 +7,25 @@
 DIR holds the held-out sets, <name>.jsonl. What came of it: docs/results.md.
 """
 
+import re
 from collections.abc import Sequence
 
-from rzero.tasks.base import Problem, TaskTokenizer
+from rzero.tasks.base import Invalid, Problem, Question, TaskTokenizer
 from rzero.tasks.math import EXAMPLE, EXAMPLES, Math, ask
 
 SYSTEM = r"""You write word problems for school children.
-Write one new problem of two to four steps that takes careful reading, with small whole numbers and exactly one number as its answer. Invent the people, the things and the story yourself.
+Write one new problem that is solved in one to three steps with the numbers that stand in it, and that has exactly one number as its answer. Invent the people, the things and the story yourself.
 Output exactly the following two blocks and nothing else:
 
 <question>
-{the problem, in two to five sentences, ending with the question}
+{the problem, in two to four sentences, ending with the question}
 </question>
 
 \boxed{the answer, only a number}"""  # noqa: E501
 USER = "Write one new word problem now. Remember to format the output exactly as instructed."
+
+WORDS = "two|three|four|five|six|seven|eight|nine|ten|twelve|dozen|twice|half"
+_NUMBER = re.compile(rf"\d[\d,.]*|\b(?:{WORDS})\b", re.I)
 
 
 class School(Math):
@@ -30,3 +34,14 @@ class School(Math):
     def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Problem] = ()) -> list[int]:
         shown = [EXAMPLE.format(question=example.question, answer=example.answer) for example in examples]
         return ask(tokenizer, SYSTEM, "\n\n".join([EXAMPLES, *shown, USER]) if shown else USER)
+
+    def parse_question(self, text: str) -> Question | Invalid:
+        """As in mathematics, but a text that asks nothing, or gives fewer than two numbers, has no answer."""
+        parsed = super().parse_question(text)
+        if isinstance(parsed, Invalid):
+            return parsed
+        if not parsed.text.endswith("?"):
+            return Invalid("no question mark at the end")
+        if len(_NUMBER.findall(parsed.text)) < 2:
+            return Invalid("fewer than two numbers")
+        return parsed

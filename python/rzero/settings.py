@@ -47,7 +47,7 @@ class EngineSettings(Section):
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: moments of a byte each, by bitsandbytes"""
     numerics: Literal["auto", "exact", "fast"] = "auto"
-    """exact: sampler's and trainer's log-probs are equal, or the run stops; auto: exact where kernels are"""
+    """exact: sampler's and trainer's log-probs are equal, or the run stops; auto: exact on a CPU"""
     check_memory: bool = True
     """refuse a run that is planned to need more memory than is free"""
 

@@ -145,21 +145,27 @@ def attention() -> Cases:
 
 
 def paged_attention() -> Cases:
-    from rzero.kernels.paged_attention_triton import paged_attention_triton
+    from rzero.kernels.paged_attention_triton import paged_attention_exact, paged_attention_triton
 
-    def call(heads: tuple[int, int, int], dtype: torch.dtype, B: int, rows: int) -> None:
+    def call(
+        heads: tuple[int, int, int], dtype: torch.dtype, B: int, rows: int, is_exact: bool = False
+    ) -> None:
         H, G, E = heads
         k_pages, v_pages = (empty(1024, 16, G, E, dtype=dtype) for _ in "kv")
         table, starts, lengths = (torch.empty(n, dtype=torch.int32) for n in ((B, 128), B + 1, B))
         q = empty(B * rows, H, E, dtype=dtype)
-        paged_attention_triton(q, k_pages, v_pages, table, starts, lengths, E**-0.5)
+        attend = paged_attention_exact if is_exact else paged_attention_triton
+        attend(q, k_pages, v_pages, table, starts, lengths, E**-0.5)
 
     for model in MODELS:
         heads = (model.heads, model.kv_heads, model.head_size)
         yield f"paged_attention {model.name}, decoding", partial(call, heads, BF16, 32, 1)
         yield f"paged_attention {model.name}, prompts", partial(call, heads, BF16, 32, 128)
+        yield f"paged_attention {model.name}, exact", partial(call, heads, BF16, 32, 1, True)
     yield "paged_attention heads of 96", partial(call, (8, 8, 96), BF16, 256, 1)
     yield "paged_attention float32", partial(call, (14, 2, 64), torch.float32, 512, 1)
+    yield "paged_attention heads of 96, exact", partial(call, (8, 8, 96), BF16, 32, 1, True)
+    yield "paged_attention float32, exact", partial(call, (14, 2, 64), torch.float32, 32, 1, True)
 
 
 def swiglu() -> Cases:

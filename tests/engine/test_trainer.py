@@ -292,8 +292,23 @@ def test_equal_rewards_and_single_samples_push_nowhere() -> None:
     before = roles.hash("base")
     cfg = replace(BASE, kl_coef=0.0, weight_decay=0.0)
     metrics = trainer.train_step("base", scored_groups(trainer, ((1.0, 1.0), (0.0,))), cfg)
-    assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["skipped"] == 0
+    assert metrics["loss"] == 0 and metrics["grad_norm"] == 0
+    assert (metrics["skipped"], metrics["updates"], metrics["tokens_computed"]) == (1, 0, 0)
     assert metrics["degenerate_groups"] == 2 and roles.hash("base") == before
+
+
+def test_degenerate_groups_are_not_computed_and_change_no_gradient() -> None:
+    config = small_config("qwen3")
+    trainer, roles = new_trainer(config, random_weights(config, torch.float64))
+    roles.fork("reference", of="base")
+    groups = scored_groups(trainer, ((1.0, 1.0), (1.0, 0.0, 0.0), (0.5,), (0.0, 1.0)))
+    for cfg in (replace(BASE, kl_coef=0.0), replace(BASE, kl_coef=0.0, loss_mean="token")):
+        whole = trainer.gradients("base", groups, cfg, "reference")
+        taught = trainer.gradients("base", groups, cfg)
+        assert whole is not None and taught is not None
+        assert taught.tokens == whole.tokens - (4 + 5) - 4 and taught.tokens_computed < whole.tokens_computed
+        for name, grad in whole.grads.items():
+            assert torch.allclose(taught.grads[name], grad, rtol=1e-12, atol=1e-15), name
 
 
 def test_a_step_of_empty_answers_changes_nothing_and_is_counted() -> None:
