@@ -99,7 +99,7 @@ class Engine:
         max_model_len: prompt and answer together; default: the model's positions.
         threads: torch's number in this process; default: unchanged. seed: of requests whose params have none.
         optimizer: adamw, or adamw_8bit, whose moments take a quarter (needs bitsandbytes).
-        numerics: exact takes kernels with which the sampler's log-probs are the trainer's, and refuses others;
+        numerics: exact takes kernels by which the sampler's log-probs are the trainer's and refuses others;
         fast does not rely on equality; auto is exact on a CPU, fast on a GPU. `is_exact` says which it is.
         Raises InputError for anything the caller can mend.
         """
