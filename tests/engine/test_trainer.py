@@ -298,7 +298,7 @@ def test_equal_rewards_and_single_samples_push_nowhere() -> None:
 
 def test_degenerate_groups_are_not_computed_and_change_no_gradient() -> None:
     config = small_config("qwen3")
-    trainer, roles = with_reference(new_trainer(config, random_weights(config, torch.float64)))
+    trainer, _ = with_reference(new_trainer(config, random_weights(config, torch.float64)))
     groups = scored_groups(trainer, ((1.0, 1.0), (1.0, 0.0, 0.0), (0.5,), (0.0, 1.0)))
     for cfg in (replace(BASE, kl_coef=0.0), replace(BASE, kl_coef=0.0, loss_mean="token")):
         whole = trainer.gradients("base", groups, cfg, "reference")
