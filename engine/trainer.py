@@ -159,9 +159,10 @@ class Trainer:
         grpo.check_groups(groups, self._config.vocab_size, len(self._cos_RE))
         dtype = optimizer.moments_dtype(weights.embed.dtype)
         # All answers count in the loss's mean, so weights and advantages are those of all groups.
-        lengths_B = torch.tensor([len(sample.token_ids) for group in groups for sample in group.samples])
+        lengths = [len(sample.token_ids) for group in groups for sample in group.samples]
+        lengths_B = torch.tensor(lengths, dtype=torch.int64)
         advantage_B = grpo.advantages(groups, cfg.advantage, self._kernels, dtype)
-        weight_A = grpo.token_weights(lengths_B.tolist(), cfg.loss_mean, dtype)
+        weight_A = grpo.token_weights(lengths, cfg.loss_mean, dtype)
         teaches = [reference is not None or not grpo.is_degenerate(group) for group in groups]
         taught = [group for group, does in zip(groups, teaches, strict=True) if does]
         taught_B = torch.tensor(

@@ -196,7 +196,7 @@ def _split(q_THE: Tensor, k_pages_PSGE: Tensor) -> _Launch:
 
 
 def _as_in_training(q_THE: Tensor, k_pages_PSGE: Tensor) -> _Launch:
-    """The tiles of `attention_triton`, and no stretches."""
+    """The tiles of `attention_triton`, and no stretches. Prefetching float32 keys would spill on sm_80."""
     _, H, E = q_THE.shape
     _, S, G, _ = k_pages_PSGE.shape
     sizes = tiles_of(q_THE)

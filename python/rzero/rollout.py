@@ -25,6 +25,9 @@ from rzero.votes import Vote, count_votes, or_both_say_no
 # Samples on which the KL to the base is measured where the loss does not hold it.
 KL_SAMPLES = 16
 
+# What is added up over the updates of a step; all else is a mean.
+COUNTS = ("skipped", "tokens_trained", "tokens_computed", "groups", "degenerate_groups")
+
 
 class Unit(NamedTuple):
     """One piece of work after which a run can be resumed."""
@@ -254,12 +257,16 @@ def split(groups: Sequence[TrainGroup], parts: int) -> list[list[TrainGroup]]:
 
 
 def merged(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over a step's updates, sums of counts, and the mismatch of the first, which is on policy."""
-    result = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-    for name in ("skipped", "tokens_trained", "tokens_computed", "groups", "degenerate_groups"):
-        result[name] = sum(update[name] for update in updates)
-    for name in ("mismatch_max", "mismatch_mean"):
-        result[name] = updates[0][name]
+    """Sums of a step's counts, means of what its updates measured, and the mismatch of the first, on policy.
+
+    An update without an answer to learn from measured nothing: its zeros are no entropy.
+    """
+    result = {name: sum(update[name] for update in updates) for name in COUNTS}
+    measured = [update for update in updates if update["tokens_trained"]]
+    if measured:
+        first, names = measured[0], [name for name in updates[0] if name not in COUNTS]
+        result |= {name: sum(update[name] for update in measured) / len(measured) for name in names}
+        result |= {name: first[name] for name in ("mismatch_max", "mismatch_mean")}
     return result | {"updates": float(len(updates))}
 
 

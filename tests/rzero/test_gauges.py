@@ -24,6 +24,7 @@ from rzero.gauges import (
 )
 from rzero.journals import read_journal
 from rzero.kernels.native import native_why_not
+from rzero.rollout import COUNTS, merged
 from rzero.settings import GaugeSettings, Threshold
 
 
@@ -157,6 +158,17 @@ def test_an_exact_run_stops_at_any_mismatch(tmp_path: Path, monkeypatch: pytest.
     [message] = observer.messages
     assert message.startswith("stopped in iteration 1, challenger step 1: a token's log-prob in training")
     assert "engine.numerics: fast" in message
+
+
+def test_an_update_that_saw_no_answer_is_no_measurement() -> None:
+    """A step whose groups all agree has no entropy; an entropy of 0 would be an alarm."""
+    nothing = dict.fromkeys((*COUNTS, "entropy", "mismatch_max", "mismatch_mean"), 0.0) | {"groups": 2.0}
+    taught = nothing | {"tokens_trained": 5.0, "entropy": 0.4, "mismatch_max": 0.25, "mismatch_mean": 0.125}
+    assert merged([nothing, taught]) == taught | {"groups": 4.0, "updates": 2.0}
+    assert "entropy" not in merged([nothing]) and merged([nothing])["groups"] == 2
+    assert "entropy" not in read(
+        row("solver", **{f"solver/{k}": v for k, v in merged([nothing]).items()}), []
+    )
 
 
 def test_a_mismatch_counts_only_where_it_can_be_0() -> None:
