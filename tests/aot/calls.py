@@ -154,8 +154,11 @@ def paged_attention() -> Cases:
         k_pages, v_pages = (empty(1024, 16, G, E, dtype=dtype) for _ in "kv")
         table, starts, lengths = (torch.empty(n, dtype=torch.int32) for n in ((B, 128), B + 1, B))
         q = empty(B * rows, H, E, dtype=dtype)
-        attend = paged_attention_exact if is_exact else paged_attention_triton
-        attend(q, k_pages, v_pages, table, starts, lengths, E**-0.5)
+        args = (q, k_pages, v_pages, table, starts, lengths, E**-0.5)
+        if is_exact:
+            paged_attention_exact(*args)
+        else:
+            paged_attention_triton(*args)
 
     for model in MODELS:
         heads = (model.heads, model.kv_heads, model.head_size)
