@@ -50,12 +50,12 @@ def must_score(kernels: Kernels) -> bool:
 def why_not_exact(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why sampler and trainer may differ with these kernels, or None where they cannot."""
     is_cpu = device.type == "cpu"
+    exact = dict.fromkeys(ON_THE_WAY, "native") if is_cpu else EXACT_ON_GPU
     for choice in kernels.report:
-        needed = "native" if is_cpu else EXACT_ON_GPU.get(choice.op)
-        if choice.op in ON_THE_WAY and choice.backend != needed:
+        if exact.get(choice.op, choice.backend) != choice.backend:
             return (
                 f"{choice.op} runs on the backend {choice.backend}, whose rows may depend on the batch or"
-                f" differ from training's; exact takes {needed}"
+                f" differ from training's; exact takes {exact[choice.op]}"
             )
     if is_cpu and dtype == torch.bfloat16 and MULTIPLIES_BF16:
         return (

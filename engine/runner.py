@@ -150,14 +150,11 @@ class Runner:
         full_B = self._kernels.linear_logprob(h_BD, head_VD, token_B, 1.0)[0]
         is_cut_B = (batch.top_k[rows] > 0) | (batch.top_p[rows] < 1) | (batch.min_p[rows] > 0)
         temperature_B = np.where(is_cut_B, 0, batch.temperature[rows])
-        for temperature in np.unique(temperature_B[temperature_B > 0]).tolist():
-            here_B = self._tensor(temperature_B == np.float32(temperature))
-            at_B = (
-                full_B
-                if temperature == 1.0
-                else self._kernels.linear_logprob(h_BD, head_VD, token_B, temperature)[0]
-            )
-            logp_B = torch.where(here_B, at_B, logp_B)
+        for value in np.unique(temperature_B[temperature_B > 0]):
+            at_B = full_B
+            if value != 1:
+                at_B, _ = self._kernels.linear_logprob(h_BD, head_VD, token_B, float(value))
+            logp_B = torch.where(self._tensor(temperature_B == value), at_B, logp_B)
         return token_B, logp_B, full_B
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:

@@ -19,6 +19,7 @@ empty, and with one program for a long sequence.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -188,23 +189,16 @@ class _Launch(NamedTuple):
     num_stages: int
 
 
-def _split(q_THE: Tensor, k_pages_PSGE: Tensor) -> _Launch:
+def _split(q_THE: Tensor, R: int, S: int) -> _Launch:
     """Small tiles, and stretches that several programs can share."""
-    _, H, E = q_THE.shape
-    _, S, G, _ = k_pages_PSGE.shape
-    return _Launch(tile(16, KEYS, E, H // G, S), 4, 3 if E <= 64 else 2)
+    E = q_THE.shape[2]
+    return _Launch(tile(16, KEYS, E, R, S), 4, 3 if E <= 64 else 2)
 
 
-def _as_in_training(q_THE: Tensor, k_pages_PSGE: Tensor) -> _Launch:
+def _as_in_training(q_THE: Tensor, R: int, S: int) -> _Launch:
     """The tiles of `attention_triton`, and no stretches. Prefetching float32 keys would spill on sm_80."""
-    _, H, E = q_THE.shape
-    _, S, G, _ = k_pages_PSGE.shape
-    sizes = tiles_of(q_THE)
-    return _Launch(
-        tile(*sizes.forward, E, H // G, S)._replace(STRETCH=0),
-        sizes.warps,
-        1 if q_THE.dtype == torch.float32 else 2,
-    )
+    sizes, stages = tiles_of(q_THE), 1 if q_THE.dtype == torch.float32 else 2
+    return _Launch(tile(*sizes.forward, q_THE.shape[2], R, S)._replace(STRETCH=0), sizes.warps, stages)
 
 
 def paged_attention_triton(
@@ -215,48 +209,30 @@ def paged_attention_triton(
     q_start_B1: Tensor,
     kv_len_B: Tensor,
     scale: float,
+    *,
+    launch: Callable[[Tensor, int, int], _Launch] = _split,
 ) -> Tensor:
-    batch = page_table_BM, q_start_B1, kv_len_B
-    return _paged_attention(q_THE, (k_pages_PSGE, v_pages_PSGE), batch, scale, _split)
-
-
-def paged_attention_exact(
-    q_THE: Tensor,
-    k_pages_PSGE: Tensor,
-    v_pages_PSGE: Tensor,
-    page_table_BM: Tensor,
-    q_start_B1: Tensor,
-    kv_len_B: Tensor,
-    scale: float,
-) -> Tensor:
-    batch = page_table_BM, q_start_B1, kv_len_B
-    return _paged_attention(q_THE, (k_pages_PSGE, v_pages_PSGE), batch, scale, _as_in_training)
-
-
-def _paged_attention(
-    q_THE: Tensor,
-    pages: tuple[Tensor, Tensor],
-    batch: tuple[Tensor, Tensor, Tensor],
-    scale: float,
-    launch: Callable[[Tensor, Tensor], _Launch],
-) -> Tensor:
-    _check(q_THE, pages, batch)
+    _check(q_THE, (k_pages_PSGE, v_pages_PSGE), (page_table_BM, q_start_B1, kv_len_B))
     o_THE = q_THE.new_empty(q_THE.shape)
-    (T, H, E), (P, S, G, _), (B, M) = q_THE.shape, pages[0].shape, batch[0].shape
+    (T, H, E), (P, S, G, _), (B, M) = q_THE.shape, k_pages_PSGE.shape, page_table_BM.shape
     if T == 0:
         return o_THE
-    how, num_warps, num_stages = launch(q_THE, pages[0])
+    how, num_warps, num_stages = launch(q_THE, H // G, S)
     programs = T // (how.M // how.R) + B
-    keys, values = (Keys(x, *x.stride()[:3]) for x in pages)
+    batch = Batch(page_table_BM, q_start_B1, kv_len_B)
+    keys, values = (Keys(x, *x.stride()[:3]) for x in (k_pages_PSGE, v_pages_PSGE))
     # The table's width bounds the lengths; reading them would wait for the device.
     stretches, parts = triton.cdiv(M * S, how.STRETCH) if how.STRETCH else 1, None
     if stretches > 1 and programs * G < FEW_PROGRAMS:
         out, softmax = (q_THE.new_empty((stretches, T, H, n), dtype=torch.float32) for n in (E, 2))
         parts = Parts(out, softmax)
     _attend[(programs, G, stretches if parts else 1)](
-        heads(q_THE), keys, values, heads(o_THE), parts, Batch(*batch), scale, batch[0].stride(0), B, T, P, M,
+        heads(q_THE), keys, values, heads(o_THE), parts, batch, scale, page_table_BM.stride(0), B, T, P, M,
         how, num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     if parts:
-        _merge_parts[(programs, G)](heads(o_THE), parts, Batch(*batch), B, T, M, how, num_warps=4)
+        _merge_parts[(programs, G)](heads(o_THE), parts, batch, B, T, M, how, num_warps=4)
     return o_THE
+
+
+paged_attention_exact = partial(paged_attention_triton, launch=_as_in_training)
