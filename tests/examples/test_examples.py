@@ -14,7 +14,7 @@ from rzero import anchors
 from rzero.config import load_config
 from rzero.engine import Engine, SamplingParams
 from rzero.tasks import create
-from rzero.tasks.base import Question
+from rzero.tasks.base import Invalid, Question
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = Path(str(files("rzero") / "models" / "tiny"))
@@ -69,6 +69,13 @@ def test_the_school_task_reads_what_its_prompt_asks_for(monkeypatch: pytest.Monk
     assert len(examples) > config.anchors_shown
     text = bytes(task.challenger_prompt(Bytes(), examples[:1])).decode()
     assert task.parse_question(text) == Question(examples[0].question, examples[0].answer)
+    for question, reason in (
+        ("Tom has 3 apples and eats two. How many are left?", None),
+        ("Tom has 3 apples and eats two.", "no question mark at the end"),
+        ("Tom has 3 apples. How many has he?", "fewer than two numbers"),
+    ):
+        parsed = task.parse_question(f"<question>\n{question}\n</question>\n\n\\boxed{{1}}")
+        assert parsed == (Question(question, "1") if reason is None else Invalid(reason))
     task.close()
 
 
