@@ -94,6 +94,16 @@ def test_numbers_of_the_page_are_those_of_the_journals(folder: Path) -> None:
     assert len(data["questions"]) == sum(data["question_totals"].values())
 
 
+def test_page_says_what_the_run_was_given(folder: Path, tmp_path: Path) -> None:
+    assert collect(folder)["head"]["given"] == "It was given no questions and no answers"
+    grounded = shutil.copytree(folder, tmp_path / "grounded")
+    config = (grounded / "config.yaml").read_text()
+    (grounded / "config.yaml").write_text(config.replace("anchors: null", "anchors: mine.jsonl"))
+    (grounded / "anchors.jsonl").write_text('{"question": "1+1", "answer": "2"}\n' * 3)
+    given = "It was given 3 example questions with their answers, which its Challenger was shown"
+    assert collect(grounded)["head"]["given"] == given
+
+
 def test_gauges_are_shown_with_their_thresholds(folder: Path) -> None:
     gauges = {one["name"]: one for one in collect(folder)["gauges"]}
     rows = [row for row in read_journal(folder / "metrics.jsonl") if row["phase"] == "pool"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rzero import __version__
+from rzero import __version__, anchors
 from rzero.config import to_yaml
 from rzero.gauges import GAUGES, row_alarms
 from rzero.journals import read_journal
@@ -50,8 +50,9 @@ def collect(folder: Path) -> dict[str, Any]:
     answers = {name: sampled_styles(path / "evaluation_answers.jsonl") for name, path in runs.items()}
     questions, totals = browse(folder / "questions.jsonl", config)
     run = read_json(folder / "run.json")
+    examples = sum(1 for _ in read_journal(folder / anchors.COPY)) if config.anchors is not None else 0
     return {
-        "head": head(config, run, metrics, accuracy["main"]),
+        "head": head(config, run, metrics, accuracy["main"]) | {"given": findings.given_words(examples)},
         "sets": list(dict.fromkeys(row["set"] for rows in accuracy["main"].values() for row in rows)),
         "accuracy": {
             name: [row for rows in found.values() for row in rows] for name, found in accuracy.items()

@@ -111,6 +111,18 @@ def learning_sentence(before: Style, after: Style) -> str:
     return text
 
 
+def given_words(examples: int) -> str:
+    """What the run had from people, as the beginning of a sentence."""
+    if not examples:
+        return "It was given no questions and no answers"
+    what = (
+        "1 example question with its answer"
+        if examples == 1
+        else f"{examples} example questions with their answers"
+    )
+    return f"It was given {what}, which its Challenger was shown"
+
+
 def comparison_sentence(final: Estimate, control: Estimate) -> str:
     """R-Zero against the untrained Challenger, with what the intervals allow to say."""
     lead, half = final.value - control.value, math.hypot(final.half, control.half)

@@ -55,7 +55,7 @@ function drawHead() {
     const greedy = headline.metrics.greedy;
     const first = `In ${headline.iteration} iteration${headline.iteration > 1 ? "s" : ""} of R-Zero the model ${isClear ? "raised" : "moved"} its accuracy on held-out problems from ${points(from)} to ${points(to)}%`;
     const second = greedy && main !== greedy ? ` (greedy: ${points(greedy.base.value)} to ${points(greedy.final.value)}%)` : "";
-    at("lead").textContent = `${first}${second}. It was given no questions and no answers: its Challenger wrote the questions, and the majority of its Solver's own answers was the label.`;
+    at("lead").textContent = `${first}${second}. ${head.given}. Its Challenger wrote the questions, and the majority of its Solver's own answers was the label.`;
     for (const [metric, name] of Object.entries(metricNames())) if (headline.metrics[metric]) at("cards").append(card(name, headline.metrics[metric]));
   }
   drawFlow(head);
