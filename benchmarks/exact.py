@@ -12,6 +12,7 @@ import json
 import random
 import sys
 import time
+from typing import Any
 
 import click
 import torch
@@ -25,17 +26,18 @@ from conditions import conditions
 @click.option("--max-tokens", default=96, show_default=True)
 @click.option("--dtype", default="bfloat16", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="on a GPU: the engine's exact kernels")
+@click.option("--cuda-graphs", is_flag=True, help="record the steps that decode, on a GPU")
 @click.option("--threads", type=int, help="torch's threads; default: all")
 def main(
-    model: str, tokens: int, samples: int, max_tokens: int, dtype: str, device: str, threads: int | None
+    model: str, tokens: int, samples: int, max_tokens: int, dtype: str, device: str, **options: Any
 ) -> None:
     from rzero.engine import Engine, SamplingParams
 
     most = 64 + max_tokens
     # A quarter of the pages that the running answers would like to have.
     engine = Engine(
-        model, device=device, dtype=dtype, threads=threads, max_seqs=64, max_model_len=most,
-        num_pages=16 * -(-most // 16), numerics="auto" if device == "cpu" else "exact",
+        model, device=device, dtype=dtype, max_seqs=64, max_model_len=most, num_pages=16 * -(-most // 16),
+        numerics="auto" if device == "cpu" else "exact", **options,
     )  # fmt: skip
     rng, vocabulary = random.Random(0), min(engine.config.vocab_size, 40000)
     start, compared, pairs = time.perf_counter(), 0, []
@@ -69,6 +71,7 @@ def main(
         "seconds": round(time.perf_counter() - start, 1),
         "model": model,
         "dtype": dtype,
+        "cuda_graphs": options["cuda_graphs"],
         **conditions(device),
     }
     click.echo(json.dumps(result))

@@ -31,20 +31,24 @@ def since_start() -> float:
 def product_seconds(engine, rows: int) -> float:  # type: ignore[no-untyped-def]
     """The matrix products of one forward pass over `rows` tokens, head left out; best of three."""
     linear, w = engine.kernels.linear, engine.weights.role("base")
-    inputs = {width: torch.randn(rows, width).to(engine.dtype) for width in _widths(w)}
+    inputs = {width: _noise(engine, rows, width) for width in _widths(w)}
 
     def once() -> None:
         for layer in w.layers:
             for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down):
                 linear(inputs[matrix.shape[1]], matrix)
 
-    return best(once)
+    return best(once, engine.device)
 
 
 def head_seconds(engine, rows: int) -> float:  # type: ignore[no-untyped-def]
     head_VD = engine.weights.role("base").head
-    h_BD = torch.randn(rows, head_VD.shape[1]).to(engine.dtype)
-    return best(lambda: engine.kernels.linear(h_BD, head_VD))
+    h_BD = _noise(engine, rows, head_VD.shape[1])
+    return best(lambda: engine.kernels.linear(h_BD, head_VD), engine.device)
+
+
+def _noise(engine, rows: int, width: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    return torch.randn(rows, width, dtype=engine.dtype, device=engine.device)
 
 
 def _widths(w) -> set[int]:  # type: ignore[no-untyped-def]
@@ -53,11 +57,13 @@ def _widths(w) -> set[int]:  # type: ignore[no-untyped-def]
 
 
 @torch.inference_mode()
-def best(once: Callable[[], object], times: int = 3) -> float:
+def best(once: Callable[[], object], device: torch.device, times: int = 3) -> float:
     seconds = []
     for _ in range(times):
         start = time.perf_counter()
         once()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
@@ -85,6 +91,8 @@ def ceiling(engine, prompts: int, samples: int, prompt_tokens: int, new_tokens: 
 @click.option("--threads", type=int, help="torch's threads; default: all")
 @click.option("--max-seqs", default=256, show_default=True, help="answers that run at a time")
 @click.option("--kernels", multiple=True, metavar="OP=BACKEND", help="force an op's backend; repeatable")
+@click.option("--numerics", default="auto", show_default=True, help="auto, exact or fast")
+@click.option("--cuda-graphs", is_flag=True, help="record the steps that decode, on a GPU")
 @click.option("--texts", type=click.Path(exists=True, dir_okay=False), help='JSON lines with "problem"')
 def main(path: str | None, model: str | None, prompts: int, samples: int, **options) -> None:  # type: ignore[no-untyped-def]
     from rzero.engine import Engine, SamplingParams
@@ -100,6 +108,8 @@ def main(path: str | None, model: str | None, prompts: int, samples: int, **opti
         threads=options["threads"],
         kernels=dict(choice.split("=", 1) for choice in options["kernels"]),
         max_seqs=options["max_seqs"],
+        numerics=options["numerics"],
+        cuda_graphs=options["cuda_graphs"],
         max_model_len=prompt_tokens + new_tokens if options["texts"] is None else 2048,
     )
     engine.generate([[1, 2, 3]], SamplingParams(max_tokens=1))

@@ -21,6 +21,7 @@ import torch
 
 from rzero.engine import checkpoint
 from rzero.engine.config import ModelConfig
+from rzero.engine.decode_graphs import recorder
 from rzero.engine.dtype import choose_dtype
 from rzero.engine.errors import InputError
 from rzero.engine.grpo import TrainConfig, TrainGroup
@@ -85,6 +86,7 @@ class Engine:
         threads: int | None = None,
         optimizer: "OptimizerName" = "adamw",
         numerics: Numerics = "auto",
+        cuda_graphs: bool = False,
         seed: int = 0,
     ) -> None:
         """Load a model for sampling and training.
@@ -101,6 +103,7 @@ class Engine:
         optimizer: adamw, or adamw_8bit, whose moments take a quarter (needs bitsandbytes).
         numerics: exact takes kernels by which the sampler's log-probs are the trainer's and refuses others;
         fast does not rely on equality; auto is exact on a CPU, fast on a GPU. `is_exact` says which it is.
+        cuda_graphs: record the steps that decode and replay them (decode_graphs.py); no GPU has shown it yet.
         Raises InputError for anything the caller can mend.
         """
         _check_sizes(page_size=page_size, max_seqs=max_seqs, max_batch_tokens=max_batch_tokens)
@@ -117,13 +120,15 @@ class Engine:
         page_bytes = page_size * self.config.kv_bytes_per_token(self.dtype.itemsize)
         wanted = max_seqs * -(-self.max_model_len // page_size)
         count = choose_num_pages(page_bytes, num_pages, kv_cache_bytes, wanted, self.device)
-        self._cache = KvCache(self.config, count, page_size, self.dtype, self.device)
+        record = recorder(cuda_graphs, self.kernels, self.device, debug)
+        spare = max_seqs if record else 0
+        self._cache = KvCache(self.config, count, page_size, self.dtype, self.device, spare)
         self._scheduler = Scheduler(
             count, page_size, max_seqs, max_batch_tokens, self.max_model_len, self.weights.base
         )
         self._tables = rope_tables(self.config, self.max_model_len, self.device)
         how = max_batch_tokens, self._scheduler.batch.max_seqs, self.is_exact and must_score(self.kernels)
-        self._runner = Runner(self.config, self.kernels, self._cache, self._tables, *how)
+        self._runner = Runner(self.config, self.kernels, self._cache, self._tables, *how, record)
         shared = self.config, self.tokenizer, self.weights, self._scheduler, self._runner
         self._sampler = Sampler(*shared, seed)
         self._optimizer = optimizer
@@ -183,6 +188,7 @@ class Engine:
         Requests in flight stay and are computed again from their tokens.
         """
         self._scheduler.give_up_pages()
+        self._runner.forget_graphs()
         self._cache.release()
 
     # ---- roles
@@ -199,6 +205,7 @@ class Engine:
             raise InputError(
                 f"role {role!r} has {count} requests in flight; finish or cancel them before dropping it"
             )
+        self._runner.forget_graphs()
         self.weights.drop(role)
         self.reset_optimizer(role)
 
@@ -311,7 +318,8 @@ class Engine:
             "kv cache": f"{pool.num_pages} pages of {pool.page_size} tokens, "
             f"{gib(cache.total_bytes)} at most, {used} pages in use",
             "batch": f"{self._scheduler.batch.max_seqs} answers, "
-            f"{self._scheduler.max_batch_tokens} tokens per step, context of {self.max_model_len}",
+            f"{self._scheduler.max_batch_tokens} tokens per step, context of {self.max_model_len}"
+            + (", decoding by CUDA graphs" if self._runner.is_recording else ""),
             "kernels": "\n".join(map(str, self.kernels.report)),
         }
 
@@ -320,6 +328,7 @@ class Engine:
         use.
         """
         self._sampler.abort()
+        self._runner.forget_graphs()
         self._cache.release()
         self._trainer = None
         for role in self.weights.roles:

@@ -6,6 +6,7 @@ phases.
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +21,22 @@ class KvCache:
     """Per layer one tensor [P, S, G, E] of keys and one of values; page p is index p in all of them."""
 
     def __init__(
-        self, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        spare_slots: int = 0,
     ) -> None:
+        """spare_slots: places behind the pool's pages, for rows of a step that stand for nothing."""
+        pages = num_pages + -(-spare_slots // page_size)
         self.num_pages, self.page_size = num_pages, page_size
-        self.total_bytes = num_pages * page_size * config.kv_bytes_per_token(dtype.itemsize)
+        self.spare = np.arange(num_pages * page_size, num_pages * page_size + spare_slots)
+        """Their numbers."""
+        self.total_bytes = pages * page_size * config.kv_bytes_per_token(dtype.itemsize)
         self._layers, self._dtype, self._device = config.layers, dtype, device
-        self._shape = (num_pages, page_size, config.kv_heads, config.head_size)
+        self._shape = (pages, page_size, config.kv_heads, config.head_size)
         self._pages: tuple[list[Tensor], list[Tensor]] | None = None
 
     @property

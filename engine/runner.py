@@ -7,6 +7,7 @@ apply to at most two runs of rows.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from rzero.engine.batch import Batch, Floats, Ints
 from rzero.engine.config import ModelConfig
+from rzero.engine.decode_graphs import DecodeGraphs, Record, rows_recorded
 from rzero.engine.kv_cache import KvCache
 from rzero.engine.model import PagedStep, RoleRows, Step, forward
 from rzero.engine.scheduler import Chunk, Plan
@@ -48,13 +50,16 @@ class Runner:
         max_batch_tokens: int,
         max_seqs: int,
         scores_drawn: bool = False,
+        record: Record | None = None,
     ) -> None:
         """tables: cos and sin of `rope_tables`, which also say the device. scores_drawn: log-probs of what is
-        drawn come from `linear_logprob`, as in training, and not from `sample`.
+        drawn come from `linear_logprob`, as in training, and not from `sample`. record: how decoding is
+        recorded; None: it is not.
         """
         self._config, self._kernels, self._cache = config, kernels, cache
         self._cos_RE, self._sin_RE = tables
         self._device, self._scores_drawn = self._cos_RE.device, scores_drawn
+        self._graphs = None if record is None else DecodeGraphs(record)
         self._ids = np.zeros(max_batch_tokens, np.int64)
         self._positions = np.zeros(max_batch_tokens, np.int64)
         self._slots = np.zeros(max_batch_tokens, np.int64)
@@ -71,13 +76,32 @@ class Runner:
         self._copy_pages(plan)
         rows = batch.role[: plan.rows].argsort(kind="stable")
         chunks = sorted(plan.chunks, key=lambda chunk: chunk.prefix.role)
-        step = self._step(rows, chunks, batch)
         mixed = [
             RoleRows(start, stop, weights_of(role)) for role, start, stop in _role_rows(rows, chunks, batch)
         ]
-        weights, tables = mixed[0].weights, (self._cos_RE, self._sin_RE)
-        h_TD = forward(self._config, weights, step, self._kernels, *tables, mixed=mixed)
+        weights = mixed[0].weights
+        if self._graphs is None or chunks or len(mixed) > 1:
+            h_TD = self._forward(mixed, self._step(rows, chunks, batch))
+        else:
+            count = rows_recorded(plan.rows, batch.max_seqs)
+            every = partial(self._forward, [RoleRows(0, count, weights)])
+            step = self._step(rows, [], batch, padding=count - plan.rows)
+            h_TD = self._graphs.run(step, weights, every)
         return self._sample(h_TD[: plan.rows], rows, batch, weights.head)
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether steps that decode are replayed from graphs."""
+        return self._graphs is not None
+
+    def forget_graphs(self) -> None:
+        """Before the pages or a role's tensors go."""
+        if self._graphs is not None:
+            self._graphs.forget()
+
+    def _forward(self, mixed: list[RoleRows], step: Step) -> Tensor:
+        tables = self._cos_RE, self._sin_RE
+        return forward(self._config, mixed[0].weights, step, self._kernels, *tables, mixed=mixed)
 
     def _copy_pages(self, plan: Plan) -> None:
         if plan.copies:
@@ -87,13 +111,18 @@ class Runner:
             for k_pages_PSGE, v_pages_PSGE in zip(*self._cache.pages(), strict=True):
                 self._kernels.copy_pages(k_pages_PSGE, v_pages_PSGE, src, dst)
 
-    def _step(self, rows: Ints, chunks: list[Chunk], batch: Batch) -> Step:
-        """The batch's rows in this order, then the chunks, whose pages lie in the table behind the rows'."""
+    def _step(self, rows: Ints, chunks: list[Chunk], batch: Batch, padding: int = 0) -> Step:
+        """The batch's rows in this order, then the chunks, whose pages lie in the table behind the rows'.
+
+        padding: so many rows more, which repeat the last row and write to spare slots.
+        """
+        rows = np.concatenate([rows, np.repeat(rows[-1:], padding)])
         n, size = len(rows), self._cache.page_size
         positions = batch.position[rows]
         self._ids[:n] = batch.token[rows]
         self._positions[:n] = positions
         self._slots[:n] = batch.table[rows, positions // size] * np.int64(size) + positions % size
+        self._slots[n - padding : n] = self._cache.spare[:padding]
         self._q_start[: n + 1] = np.arange(n + 1)
         self._kv_len[:n] = positions + 1
         end = n

@@ -97,6 +97,7 @@ def engine_of(settings: Settings) -> Iterator[Engine]:
         threads=how.threads,
         optimizer=how.optimizer,
         numerics=how.numerics,
+        cuda_graphs=how.cuda_graphs,
     )
     with engine:
         yield engine

@@ -48,6 +48,8 @@ class EngineSettings(Section):
     """adamw_8bit: moments of a byte each, by bitsandbytes"""
     numerics: Literal["auto", "exact", "fast"] = "auto"
     """exact: sampler's and trainer's log-probs are equal, or the run stops; auto: exact on a CPU"""
+    cuda_graphs: bool = False
+    """record the steps that decode as CUDA graphs and replay them; no GPU has shown it yet"""
     check_memory: bool = True
     """refuse a run that is planned to need more memory than is free"""
 

@@ -5,13 +5,13 @@ With a tl.dot whose rows stand alone (ordered.py), equal bits show that sampling
 steps. What a compiler makes of them is not shown.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 
 import ordered
 import pytest
 import torch
 from attention_inputs import Cache
+from gpu_engine import interpreted
 from harness import assert_same_bits, randn
 from small_engine import small_engine, small_model
 
@@ -19,23 +19,12 @@ from rzero.engine import Engine, SamplingParams, TrainConfig, TrainGroup
 from rzero.engine import engine as module
 from rzero.engine.lora import LoraConfig
 from rzero.engine.numerics import EXACT_ON_GPU
-from rzero.kernels import OPS, Choice, Kernels, resolve
 from rzero.kernels.attention import Segments
 from rzero.kernels.attention_triton import attention_triton
 from rzero.kernels.paged_attention_triton import paged_attention_exact, paged_attention_triton
 
-CPU = torch.device("cpu")
 PROMPTS = ([1, 2, 3], [4] * 9)
 MakeEngine = Callable[..., Engine]
-
-
-def interpreted(backends: Mapping[str, str]) -> Kernels:
-    """The references, and these GPU backends, which `resolve` gives to nobody on a CPU."""
-    chosen = ((op, impl) for op in OPS for impl in op.impls if backends.get(op.name) == impl.backend)
-    functions = {op.name: impl.load() for op, impl in chosen}
-    assert functions.keys() == backends.keys()
-    report = tuple(Choice(op.name, backends.get(op.name, "ref")) for op in OPS)
-    return replace(resolve(CPU, {"default": "ref"}), report=report, **functions)
 
 
 @pytest.fixture
