@@ -11,7 +11,7 @@ chunks of prompts, and steps that mix roles, are not recorded.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def recorder(is_wanted: bool, kernels: Kernels, device: torch.device, debug: boo
 
 
 def _record(
-    device: torch.device, pool: tuple[int, int], compute: Callable[[], Tensor]
+    device: torch.device, pool: Any, compute: Callable[[], Tensor]
 ) -> tuple[Tensor, Callable[[], None]]:
     """Records on the current device. The graphs share a pool of memory: no two run at a time, and what one
     leaves is used up before the next."""

@@ -28,7 +28,7 @@ from rzero.engine.grpo import TrainConfig, TrainGroup
 from rzero.engine.kv_cache import KvCache, choose_num_pages
 from rzero.engine.memory import gib
 from rzero.engine.numerics import Numerics, backends, described, is_exact, must_score, why_not_exact
-from rzero.engine.optimizer_8bit import require_optimizer
+from rzero.engine.optimizer_8bit import usable_optimizer
 from rzero.engine.outputs import RequestOutput
 from rzero.engine.rope_table import rope_tables
 from rzero.engine.runner import Runner
@@ -92,14 +92,14 @@ class Engine:
         """Load a model for sampling and training.
 
         model: a Hugging Face folder, a hub name, or a Model in memory (then `dtype` is that of its weights).
-        dtype: auto (what the machine multiplies fast), float32 or bfloat16.
-        kernels: op (or "default") to backend, see `rzero.kernels.resolve`.
-        debug: check the arguments of every kernel call, page and token numbers included.
+        dtype: auto (what the machine multiplies fast), float32 or bfloat16. kernels: op (or "default") to
+        backend, see `rzero.kernels.resolve`. debug: check the arguments of every kernel call, page and token
+        numbers included.
         page_size: tokens per page. num_pages or kv_cache_bytes: size of the page pool; default: max_seqs
         sequences of max_model_len, at most a share of the free memory. Pages are allocated on first use.
         max_seqs: answers that run at a time. max_batch_tokens: tokens per step, prefill chunks included.
-        max_model_len: prompt and answer together; default: the model's positions.
-        threads: torch's number in this process; default: unchanged. seed: of requests whose params have none.
+        max_model_len: prompt and answer together; default: the model's positions. threads: torch's number in
+        this process; default: unchanged. seed: of requests whose params have none.
         optimizer: adamw, or adamw_8bit, whose moments take a quarter (needs bitsandbytes).
         numerics: exact takes kernels by which the sampler's log-probs are the trainer's and refuses others;
         fast does not rely on equality; auto is exact on a CPU, fast on a GPU. `is_exact` says which it is.
@@ -108,7 +108,7 @@ class Engine:
         """
         _check_sizes(page_size=page_size, max_seqs=max_seqs, max_batch_tokens=max_batch_tokens)
         _set_threads(threads)
-        require_optimizer(optimizer)
+        self._optimizer = usable_optimizer(optimizer)
         loaded = model if isinstance(model, Model) else load_model(model, dtype, device)
         self.config, self.tokenizer, self.folder = loaded.config, loaded.tokenizer, loaded.folder
         self.device, self.dtype = torch.device(device), loaded.weights.embed.dtype
@@ -119,19 +119,15 @@ class Engine:
         self.weights = Weights(self.config, loaded.weights)
         page_bytes = page_size * self.config.kv_bytes_per_token(self.dtype.itemsize)
         wanted = max_seqs * -(-self.max_model_len // page_size)
-        count = choose_num_pages(page_bytes, num_pages, kv_cache_bytes, wanted, self.device)
+        pages = choose_num_pages(page_bytes, num_pages, kv_cache_bytes, wanted, self.device), page_size
         record = recorder(cuda_graphs, self.kernels, self.device, debug)
-        spare = max_seqs if record else 0
-        self._cache = KvCache(self.config, count, page_size, self.dtype, self.device, spare)
-        self._scheduler = Scheduler(
-            count, page_size, max_seqs, max_batch_tokens, self.max_model_len, self.weights.base
-        )
+        self._cache = KvCache(self.config, *pages, self.dtype, self.device, max_seqs if record else 0)
+        self._scheduler = Scheduler(*pages, max_seqs, max_batch_tokens, self.max_model_len, self.weights.base)
         self._tables = rope_tables(self.config, self.max_model_len, self.device)
         how = max_batch_tokens, self._scheduler.batch.max_seqs, self.is_exact and must_score(self.kernels)
         self._runner = Runner(self.config, self.kernels, self._cache, self._tables, *how, record)
         shared = self.config, self.tokenizer, self.weights, self._scheduler, self._runner
         self._sampler = Sampler(*shared, seed)
-        self._optimizer = optimizer
         self._trainer: Trainer | None = None
 
     # ---- sampling

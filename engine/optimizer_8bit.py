@@ -79,16 +79,17 @@ class AdamW8bit(AdamW):
         return self._maps[device]
 
 
-def require_optimizer(name: OptimizerName) -> None:
-    """Raises InputError for an unknown optimizer and for one whose package is not installed."""
+def usable_optimizer(name: OptimizerName) -> OptimizerName:
+    """The name; raises InputError for an unknown optimizer and for one whose package is not installed."""
     if name not in get_args(OptimizerName):
         raise InputError(f"optimizer is {name!r}; it must be one of {', '.join(get_args(OptimizerName))}")
     if name == "adamw_8bit" and find_spec("bitsandbytes") is None:
         raise InputError("optimizer adamw_8bit needs bitsandbytes; install rzero[8bit]")
+    return name
 
 
 def _functional() -> Any:
-    require_optimizer("adamw_8bit")
+    usable_optimizer("adamw_8bit")
     from bitsandbytes import functional
 
     return functional

@@ -94,7 +94,7 @@ def test_roles_training_and_other_tensors(record: Recorder) -> None:
         engine.fork("solver")
         engine.weights.add_lora("solver", LoraConfig(rank=2, alpha=4.0))
         for _ in range(2):
-            outputs.append(engine.generate(PROMPTS[:2], PARAMS, "solver"))
+            outputs += [engine.generate(PROMPTS[:2], PARAMS, role) for role in ("base", "solver")]
             groups = [TrainGroup(o.prompt_token_ids, o.samples, rewards=[0.0, 1.0, 0.0]) for o in outputs[-1]]
             engine.train_step("solver", groups, TrainConfig(learning_rate=0.05, kl_coef=0.0))
         mixed = [engine.submit(PROMPTS[0], PARAMS, role) for role in ("base", "solver")]
