@@ -265,11 +265,11 @@ def accuracy_table(accuracy: Mapping[tuple[str, int], Sequence[Mapping[str, Any]
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
-    greedy = f"{100 * row['greedy']:.0f}"
-    if row.get("mean_at_k") is None:
-        return greedy
-    low, high = row["interval"]
-    return f"{greedy} / {100 * row['mean_at_k']:.0f} ± {50 * (high - low):.0f}"
+    """The interval is that of the last number."""
+    greedy, is_sampled = f"{100 * row['greedy']:.1f}", row.get("mean_at_k") is not None
+    low, high = row["interval" if is_sampled else "greedy_interval"]
+    half = f"± {50 * (high - low):.1f}"
+    return f"{greedy} / {100 * row['mean_at_k']:.1f} {half}" if is_sampled else f"{greedy} {half}"
 
 
 def _votes(row: Mapping[str, Any]) -> str:

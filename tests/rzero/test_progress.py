@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rzero.config import load_config
 from rzero.plan import Plan, phases
-from rzero.progress import Progress, duration, sparkline
+from rzero.progress import Progress, accuracy_table, duration, sparkline
 from rzero.run_folder import read_journal
 from rzero.settings import Settings
 from tests.rzero.make_run_folder import make
@@ -130,3 +130,18 @@ def test_sparkline_and_duration() -> None:
     assert sparkline([]) == ""
     assert len(sparkline([0.1] * 500)) == 32
     assert [duration(s) for s in (4.2, 65, 7260)] == ["4 s", "1:05 min", "2:01 h"]
+
+
+@pytest.mark.parametrize(
+    ("mean_at_k", "interval", "text"),
+    [(None, None, "72.5 ± 6.1"), (0.701, [0.66, 0.74], "72.5 / 70.1 ± 4.0")],
+)
+def test_a_cell_has_the_interval_that_the_title_speaks_of(
+    mean_at_k: float | None, interval: list[float] | None, text: str
+) -> None:
+    """Half a point is not rounded away: 72.5 % of 200 problems."""
+    row = {"set": "mawps", "greedy": 0.725, "greedy_interval": [0.6593, 0.7822], "k": 4 if interval else 0}
+    console = Console(file=io.StringIO(), width=100)
+    with console.capture() as capture:
+        console.print(accuracy_table({("main", 0): [row | {"mean_at_k": mean_at_k, "interval": interval}]}))
+    assert text in capture.get()
