@@ -111,13 +111,16 @@ def policy_peers(
 
 
 def decode_peers(q_BHE: Tensor, pages: Iterable[tuple[Tensor, ...]], table_BM: Tensor, length: int) -> Peers:
-    """SDPA on keys that were gathered before (not timed), and with the gathering; flash-attn on the pages."""
+    """SDPA on keys that were gathered before (not timed), and with the gathering; flash-attn on gathered keys,
+    because its version 2 takes no pages of fewer than 256 tokens.
+    """
     pages = list(pages)
-    B = len(table_BM)
+
+    def rows(x_PSGE: Tensor) -> Tensor:
+        return x_PSGE[table_BM.long()].flatten(1, 2)[:, :length]
 
     def gather(x_PSGE: Tensor) -> Tensor:
-        x = x_PSGE[table_BM.long()].flatten(1, 2)[:, :length]
-        return x.transpose(1, 2)
+        return rows(x_PSGE).transpose(1, 2)
 
     def attend(k: Tensor, v: Tensor) -> Tensor:
         return functional.scaled_dot_product_attention(q_BHE[:, :, None], k, v, enable_gqa=True)
@@ -130,9 +133,10 @@ def decode_peers(q_BHE: Tensor, pages: Iterable[tuple[Tensor, ...]], table_BM: T
     if q_BHE.is_cuda and find_spec("flash_attn"):
         from flash_attn import flash_attn_with_kvcache
 
-        lengths, again = torch.full((B,), length, dtype=torch.int32, device=q_BHE.device), cycle(pages)
+        lengths = torch.full((len(table_BM),), length, dtype=torch.int32, device=q_BHE.device)
+        caches = cycle([tuple(rows(x).contiguous() for x in both) for both in pages])
         peers["flash-attn"] = lambda: flash_attn_with_kvcache(
-            q_BHE[:, None], *next(again), cache_seqlens=lengths, block_table=table_BM
+            q_BHE[:, None], *next(caches), cache_seqlens=lengths
         )
     return peers
 
