@@ -111,8 +111,8 @@ def policy_peers(
 
 
 def decode_peers(q_BHE: Tensor, pages: Iterable[tuple[Tensor, ...]], table_BM: Tensor, length: int) -> Peers:
-    """SDPA on keys that were gathered before (not timed), and with the gathering; flash-attn on gathered keys,
-    because its version 2 takes no pages of fewer than 256 tokens.
+    """SDPA on keys that were gathered before (not timed), and with the gathering; flash-attn on gathered
+    keys, as its version 2 takes no pages of fewer than 256 tokens.
     """
     pages = list(pages)
 
