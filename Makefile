@@ -17,7 +17,7 @@ NATIVE := $(wildcard csrc/*)
 ROOMS  := python/rzero engine kernels
 TREE   := build/typecheck/rzero
 
-.PHONY: run test lint types unit test-gpu-code test-models format clean
+.PHONY: run test lint types unit test-gpu-code test-interpreted test-compiled test-models format clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -39,9 +39,13 @@ types: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-# Triton interprets or compiles, never both in one process.
-test-gpu-code: $(VENV)/.dev
+# Triton interprets or compiles, never both in one process. make -j2 does both at a time.
+test-gpu-code: test-interpreted test-compiled
+
+test-interpreted: $(VENV)/.dev
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -rs tests/triton
+
+test-compiled: $(VENV)/.dev
 	$(BIN)/python -m pytest -rs tests/aot tests/cuda
 
 # The tests that need the real language models; MODELS is the folder that holds them.
