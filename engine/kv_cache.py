@@ -3,6 +3,7 @@
 phases.
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from rzero.engine.errors import InputError
 
 FREE_SHARE = 0.4
 """The cache takes at most this share of the free memory unless told otherwise; training needs the rest."""
+
+
+CACHE_LINE_BYTES = 64
 
 
 class KvCache:
@@ -44,15 +48,10 @@ class KvCache:
         return self._pages is not None
 
     def pages(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Key and value pages of all layers. Zeros: the system gives such memory piece by piece on first
-        write.
-        """
+        """Key and value pages of all layers, zeros at first."""
         if self._pages is None:
             keys, values = (
-                [
-                    torch.zeros(self._shape, dtype=self._dtype, device=self._device)
-                    for _ in range(self._layers)
-                ]
+                [_zeros(self._shape, self._dtype, self._device) for _ in range(self._layers)]
                 for _ in range(2)
             )
             self._pages = keys, values
@@ -61,6 +60,16 @@ class KvCache:
     def release(self) -> None:
         """Give the memory back; whatever the pages held is gone."""
         self._pages = None
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a CPU, memory that the system gives piece by piece on first write: torch.zeros writes all of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    content = np.zeros(size + CACHE_LINE_BYTES, np.uint8)
+    start = -content.ctypes.data % CACHE_LINE_BYTES
+    return torch.from_numpy(content[start : start + size]).view(dtype).view(shape)
 
 
 def choose_num_pages(
