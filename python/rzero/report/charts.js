@@ -146,7 +146,7 @@ function gainChart({ title, detail, rows }) {
       if (row.control) mark(svg, toX, row.control, y + 9, "control");
       mark(svg, toX, row.final, y, "solver");
       const gain = 100 * (row.final.value - row.base.value);
-      svg.append(shape("text", { class: "strong", x: width, y: y + 4, "text-anchor": "end" }, `${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(0)}`));
+      svg.append(shape("text", { class: "strong", x: width, y: y + 4, "text-anchor": "end" }, `${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(1)}`));
       const hit = shape("rect", { x: 0, y: y - rowHeight / 2, width, height: rowHeight, fill: "transparent" });
       const lines = [["base", row.base], ["R-Zero", row.final], ["untrained Challenger", row.control]].filter((one) => one[1]);
       const text = [row.label, ...lines.map(([name, one]) => `${name}  ${(100 * one.value).toFixed(1)} ± ${(100 * one.half).toFixed(1)}%`)].join("\n");
