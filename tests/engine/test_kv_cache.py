@@ -9,7 +9,9 @@ import pytest
 import torch
 from small_engine import PARAMS, PROMPTS, small_engine
 
-CPU_LINE_BYTES = 64
+from rzero.engine.kv_cache import KvCache
+
+LINE_BYTES = 64
 
 
 def resident_bytes() -> int:
@@ -32,13 +34,11 @@ def test_pages_that_nobody_wrote_take_no_memory() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_pages_are_zeros_on_cache_lines_and_zeros_again(dtype: torch.dtype) -> None:
-    from rzero.engine.kv_cache import KvCache
-
     config = small_engine().config
     cache = KvCache(config, 3, 4, dtype, torch.device("cpu"), spare_slots=5)
     for _ in range(2):
         for page in (*cache.pages()[0], *cache.pages()[1]):
             assert page.shape == (5, 4, config.kv_heads, config.head_size) and page.dtype is dtype
-            assert page.data_ptr() % CPU_LINE_BYTES == 0 and not page.any()
+            assert page.data_ptr() % LINE_BYTES == 0 and not page.any()
             page.fill_(7)
         cache.release()

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import GridExecutor
 
-from rzero.engine import SamplingParams, TrainConfig, TrainGroup
+from rzero.engine import SamplingParams, TrainConfig, TrainGroup, runner
 from rzero.engine import engine as module
 from rzero.engine.decode_graphs import RECORDED
 from rzero.engine.lora import LoraConfig
@@ -101,9 +101,10 @@ class Recorder:
 def test_what_a_tape_plays_is_what_is_launched(
     monkeypatch: pytest.MonkeyPatch, backends: dict[str, str], lengths: tuple[int, int]
 ) -> None:
-    """Rows that end one by one, sequences that grow over pages, a trained adapter; then other prompts."""
+    """Rows that end, a row added to each step, sequences that grow over pages, an adapter that is trained."""
     monkeypatch.setattr(module, "_resolve", lambda *_: interpreted(backends))
     monkeypatch.setattr(module, "why_not_exact", lambda *_: None)
+    monkeypatch.setattr(runner, "rows_recorded", lambda rows, most: min(rows + 1, most))
     recorder, answers = Recorder(monkeypatch), []
     for is_recorded in (False, True):
         monkeypatch.setattr(module, "recorder", lambda wanted, *_: recorder if wanted else None)
