@@ -27,8 +27,9 @@ Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
 """Takes a computation; returns its output's place and what computes it again, from its inputs' places."""
 
 RECORDED = ("lora", "rmsnorm", "add_rmsnorm", "rope_write", "swiglu", "paged_attention")
-"""The ops of a pass that may not run on their references, which may read numbers on the host. The reference of
-`linear` is torch's product, the default of a GPU."""
+"""The ops of a pass that may not run on their references, which may read numbers on the host. `linear` may:
+its reference is torch's product, the default of a GPU.
+"""
 
 
 def recorder(is_wanted: bool, kernels: Kernels, device: torch.device, debug: bool) -> Record | None:
