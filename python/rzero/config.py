@@ -17,8 +17,8 @@ from rzero.settings import Section, Settings, Threshold
 Config = Settings
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
-# What may differ when a run goes on: where it lies, how often it saves.
-FREE_KEYS = ("output", "checkpoint_every")
+# What may differ when a run goes on: where it lies, how often it saves, whether a comparison run follows.
+FREE_KEYS = ("output", "checkpoint_every", "ablation")
 
 
 def preset_names() -> list[str]:

@@ -26,6 +26,7 @@ from rzero.gauges import Stopped, alarms, best_iteration, is_news, read, stop_or
 from rzero.journals import read_journal
 from rzero.memory_plan import require_memory
 from rzero.observer import Observer
+from rzero.plan import phases
 from rzero.roles import adopt_roles, begin_phase, drop_roles, restore, saved_state
 from rzero.rollout import Run, Unit, named
 from rzero.run_facts import facts
@@ -71,7 +72,7 @@ def run(settings: Settings, path: str | Path, observer: Observer | None = None) 
 
 
 def resume(path: str | Path, settings: Settings | None = None, observer: Observer | None = None) -> None:
-    """Go on with the run in `path`; `settings`, where given, must be those of that run."""
+    """Go on with the run in `path`; `settings`, where given, must compute the same run."""
     with closing(RunFolder.open(path, settings)) as folder:
         config = folder.config
     with engine_of(config) as engine:
@@ -122,7 +123,7 @@ def _one_run(engine: Engine, path: Path, settings: Settings, observer: Observer,
             roles = adopt_roles(engine, settings)
             anchors = of_run(folder.path, settings.anchors, task)
             work = Work(Run(engine, task, settings, folder, observer, *roles, anchors))
-            observer.on_run(name, work.count_units(), work.done)
+            observer.on_run(name, work.count_units(), work.rows)
             try:
                 evolve(work)
             except Stopped as stop:
@@ -165,15 +166,7 @@ class Work:
 
     def count_units(self) -> int:
         """Units of the whole run."""
-        config = self.run.config
-        evaluations = len(
-            [
-                i
-                for i in range(1, config.iterations + 1)
-                if i % config.evaluation.every == 0 or i == config.iterations
-            ]
-        )
-        return 1 + config.iterations * (config.challenger.steps + 1 + config.solver.steps) + evaluations
+        return sum(1 for _ in phases(self.run.config, is_ablation=False))
 
     def phase(self, iteration: int, name: str, steps: int, do: Callable[[Unit], Mapping[str, Any]]) -> None:
         """The steps of one phase; those that are finished are skipped."""

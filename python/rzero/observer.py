@@ -8,8 +8,8 @@ from typing import Any
 class Observer:
     """Watches a run and says nothing. Subclass it to show progress; none of its methods changes the run."""
 
-    def on_run(self, name: str, units: int, done: int) -> None:
-        """A run begins: "main" or "ablation", its units of work, and how many of them are done (resume)."""
+    def on_run(self, name: str, units: int, finished: Sequence[Mapping[str, Any]]) -> None:
+        """A run begins: "main" or "ablation", its units of work, and the rows of those finished before."""
 
     def on_phase(self, iteration: int, phase: str, steps: int) -> None:
         """A phase begins: "challenger", "pool", "solver" or "evaluation", with its number of steps."""

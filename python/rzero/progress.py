@@ -75,6 +75,7 @@ class Progress(Observer):
         self._accuracy: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
         self._messages: list[str] = []
         self._live: Live | None = None
+        self._earlier_s = 0.0
         self._started_s = self._unit_started_s = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -96,17 +97,21 @@ class Progress(Observer):
 
     # what the run tells
 
-    def on_run(self, name: str, units: int, done: int) -> None:
-        self._run, self._units, self._done = name, units, done
-        self._plan.start(name, done)
+    def on_run(self, name: str, units: int, finished: Sequence[Mapping[str, Any]]) -> None:
+        self._run, self._units, self._done = name, units, len(finished)
+        self._plan.start(name, 0)
         self._unit_started_s = time.monotonic()
         if name != "main":
             self._curves = {curve: [] for curve, _, _ in CURVES}
-        if done:
+        for row in finished:
+            self._plan.finish(row["seconds"])
+            self._earlier_s += row["seconds"]
+            self._note(row)
+        if finished:
             journal = (self._folder if name == "main" else self._folder / name) / "evaluations.jsonl"
             for row in read_journal(journal):
                 self._accuracy.setdefault((name, int(row["iteration"])), []).append(row)
-        again = f", {done} of {units} steps done before" if done else ""
+        again = f", {len(finished)} of {units} steps done before" if finished else ""
         self._line(f"{run_name(name)}: {self._folder}{again}")
 
     def on_phase(self, iteration: int, phase: str, steps: int) -> None:
@@ -123,12 +128,7 @@ class Progress(Observer):
         self._done += 1
         self._step += 1
         self._within = (0, 0, "")
-        for name, _, _ in CURVES:
-            if name in metrics:
-                self._curves[name].append(float(metrics[name]))
-        alarmed = {alarm.gauge for alarm in row_alarms(metrics)}
-        for name, value in metrics.get("gauges", {}).items():
-            self._gauges[name] = (float(value), name in alarmed)
+        self._note(metrics)
         self._line(self._step_line(metrics))
 
     def on_questions(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -145,6 +145,18 @@ class Progress(Observer):
     def on_message(self, text: str) -> None:
         self._messages.append(text)
         self._line(text)
+
+    def _note(self, metrics: Mapping[str, Any]) -> None:
+        for name, _, _ in CURVES:
+            if name in metrics:
+                self._curves[name].append(float(metrics[name]))
+        alarmed = {alarm.gauge for alarm in row_alarms(metrics)}
+        for name, value in metrics.get("gauges", {}).items():
+            self._gauges[name] = (float(value), name in alarmed)
+
+    def _spent_s(self) -> float:
+        """Seconds of work, those before an interruption too."""
+        return self._earlier_s + time.monotonic() - self._started_s
 
     # drawing
 
@@ -188,13 +200,15 @@ class Progress(Observer):
         )
 
     def _head(self) -> RenderableType:
-        spent_s = time.monotonic() - self._started_s
         left_s = self._plan.left_s() - (time.monotonic() - self._unit_started_s)
         times = Table.grid(padding=(0, 2))
         share = self._plan.share_done()
         bar = ProgressBar(total=1.0, completed=share, width=30, complete_style="dark_cyan")
         times.add_row(
-            bar, f"{share:.0%}", f"{duration(spent_s)} so far", f"about {duration(max(left_s, 0))} left"
+            bar,
+            f"{share:.0%}",
+            f"{duration(self._spent_s())} so far",
+            f"about {duration(max(left_s, 0))} left",
         )
         done, total, what = self._within
         where = Text(f"{run_name(self._run)}  ", style="bold")
@@ -232,7 +246,7 @@ class Progress(Observer):
         """The table of the finished run and where its report lies."""
         if self._accuracy:
             self.console.print(accuracy_table(self._accuracy))
-        self.console.print(f"finished in {duration(time.monotonic() - self._started_s)}", highlight=False)
+        self.console.print(f"finished in {duration(self._spent_s())}", highlight=False)
         self.console.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 import torch
 import yaml
 
-from rzero.config import differences, fingerprint, from_dict, to_yaml
+from rzero.config import FREE_KEYS, differences, fingerprint, from_dict, to_yaml
 from rzero.engine.errors import InputError
 from rzero.engine.tensor_file import fill_file, read_tensors, recover_folder
 from rzero.journals import JOURNALS, Damaged, Journals
@@ -77,15 +77,21 @@ class RunFolder:
     def open(cls, path: str | Path, config: Settings | None = None) -> "RunFolder":
         """An existing run, to go on with it; `config`, where given, must compute the same run.
 
+        What of `config` may differ (config.FREE_KEYS) is written down and holds from now on.
         Raises InputError when the folder holds no run, or one with other settings (it names them).
         """
-        folder = cls(Path(path), read_config(path))
-        if config is not None and fingerprint(config) != fingerprint(folder.config):
-            changed = differences(folder.config, config).items()
-            text = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, (old, new) in changed)
+        before = read_config(path)
+        folder = cls(Path(path), config or before)
+        if config is not None and fingerprint(config) != fingerprint(before):
+            changed = differences(before, config).items()
+            text = "; ".join(
+                f"{name}: {old!r} there, {new!r} now" for name, (old, new) in changed if name not in FREE_KEYS
+            )
             raise InputError(f"{path} belongs to a run with other settings ({text})")
         with explained(folder.path):
             folder._take_lock()
+            if folder.config != before:
+                write_atomic(folder.path / "config.yaml", to_yaml(folder.config, texts=True))
             # A kill between two renames leaves a model's old contents beside its place.
             for old in folder.path.glob("models/iteration-*/.*.old"):
                 recover_folder(old.with_name(old.name.removeprefix(".").removesuffix(".old")))

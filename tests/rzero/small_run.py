@@ -6,7 +6,7 @@ As a program: python small_run.py run|resume FOLDER KEY=VALUE..., which a test c
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ class Keep(Observer):
         self.runs: list[tuple[str, int, int]] = []
         self.messages: list[str] = []
 
-    def on_run(self, name: str, units: int, done: int) -> None:
-        self.runs.append((name, units, done))
+    def on_run(self, name: str, units: int, finished: Sequence[Mapping[str, Any]]) -> None:
+        self.runs.append((name, units, len(finished)))
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
         self.steps.append(metrics)

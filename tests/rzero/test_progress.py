@@ -23,7 +23,7 @@ def replay(console: Console, folder: Path, config: Settings = CONFIG) -> Progres
     questions = list(read_journal(folder / "questions.jsonl"))
     evaluations = list(read_journal(folder / "evaluations.jsonl"))
     progress = Progress(config, folder, console)
-    progress.on_run("main", 53, 0)
+    progress.on_run("main", 53, [])
     for row in read_journal(folder / "metrics.jsonl"):
         progress.on_phase(row["iteration"], row["phase"], 1)
         progress.on_progress(3, 9, "answers")
@@ -87,7 +87,7 @@ def test_model_output_is_not_read_as_markup(folder: Path) -> None:
 def test_summary_compares_with_the_ablation(folder: Path) -> None:
     out = io.StringIO()
     progress = replay(Console(file=out, width=120), folder)
-    progress.on_run("ablation", 37, 0)
+    progress.on_run("ablation", 37, [])
     progress.on_evaluation(
         [row for row in read_journal(folder / "ablation" / "evaluations.jsonl") if row["iteration"]]
     )
@@ -116,6 +116,29 @@ def test_time_left_comes_from_what_was_measured() -> None:
     plan.start("ablation", 1)
     assert plan.left_s() == 0
     assert plan.share_done() == 1
+
+
+def test_a_resumed_display_knows_what_an_uninterrupted_one_knows(folder: Path) -> None:
+    """Curves, gauges, accuracy and the time that is left and spent come from the journals."""
+    rows = list(read_journal(folder / "metrics.jsonl"))
+    seen, again = (Progress(CONFIG, folder, Console(width=100)) for _ in range(2))
+    for progress, before in ((seen, 0), (again, len(rows) - 1)):
+        progress.on_run("main", 53, rows[:before])
+        for row in rows[before:]:
+            progress.on_phase(row["iteration"], row["phase"], 1)
+            progress.on_step(row)
+    text = text_of(again, again.console)
+    told = text_of(seen, seen.console).splitlines()
+    curves = [line for line in told if "reward  " in line or "agreement of" in line]
+    assert len(curves) == 3 and all(line in text for line in curves)
+    spent_s = sum(row["seconds"] for row in rows[:-1])
+    assert f"{duration(spent_s)} so far" in text
+    plan = Plan.of(CONFIG)
+    plan.start("main", 0)
+    for row in rows[:-1]:
+        plan.finish(row["seconds"])
+    plan.finish(0.0)
+    assert f"about {duration(plan.left_s())} left" in text
 
 
 def test_resumed_run_counts_what_was_done_before() -> None:

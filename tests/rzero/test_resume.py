@@ -13,6 +13,7 @@ from small_run import Crash, CrashAfter, Keep, outcome, small
 
 from rzero import loop
 from rzero.engine.errors import InputError
+from rzero.run_folder import read_config
 
 UNITS, ABLATION_UNITS = 7, 5
 FULL = ("challenger.kl_reference=phase", "solver.keep_optimizer=true", "ablation=true")
@@ -74,6 +75,23 @@ def test_resuming_a_finished_run_does_nothing(left_alone: Path) -> None:
 def test_resuming_with_other_settings_is_refused(left_alone: Path) -> None:
     with pytest.raises(InputError, match=r"solver\.steps: 2 there, 3 now"):
         loop.resume(left_alone, small(*FULL, "solver.steps=3"))
+
+
+def test_resuming_takes_what_may_differ(tmp_path: Path) -> None:
+    """The comparison run can be asked for once the main one is there; what is computed stays the same."""
+    settings = ("challenger.steps=1", "solver.steps=1", "checkpoint_every=2")
+    loop.run(small(*settings, "ablation=true"), tmp_path / "both")
+    loop.run(small(*settings), tmp_path / "run")
+    main = outcome(tmp_path / "run")
+    changed = small(*settings[:2], "checkpoint_every=1", "ablation=true")
+    with pytest.raises(Crash):
+        loop.resume(tmp_path / "run", changed, CrashAfter(1))
+    assert read_config(tmp_path / "run").checkpoint_every == 1
+    # Written down: a resume without options goes on with it.
+    loop.resume(tmp_path / "run")
+    both = outcome(tmp_path / "run")
+    assert both == outcome(tmp_path / "both")
+    assert main.items() <= both.items() and len(both) > len(main)
 
 
 def started(action: str, folder: Path, *overrides: str) -> "subprocess.Popen[bytes]":
