@@ -55,9 +55,9 @@ class Plan:
             runs["ablation"] = tuple(phases(config, is_ablation=True))
         return cls(costs(config), runs)
 
-    def start(self, run: str, done: int) -> None:
-        """`run` begins with its first `done` units finished before."""
-        self.run, self.done = run, done
+    def start(self, run: str) -> None:
+        """`run` begins; its units that were finished before are told with `finish`, as all others."""
+        self.run, self.done = run, 0
 
     def finish(self, seconds: float) -> None:
         """The next unit took `seconds`."""

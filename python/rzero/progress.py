@@ -99,7 +99,7 @@ class Progress(Observer):
 
     def on_run(self, name: str, units: int, finished: Sequence[Mapping[str, Any]]) -> None:
         self._run, self._units, self._done = name, units, len(finished)
-        self._plan.start(name, 0)
+        self._plan.start(name)
         self._unit_started_s = time.monotonic()
         if name != "main":
             self._curves = {curve: [] for curve, _, _ in CURVES}
