@@ -53,7 +53,7 @@ INSTRUCTION_SETS = {"baseline": ()}
 if platform.machine() in ("x86_64", "AMD64"):
     avx2 = ("-mavx2", "-mfma", "-mf16c")
     INSTRUCTION_SETS["avx2"] = avx2
-    INSTRUCTION_SETS["avx512"] = (
+    avx512 = (
         *avx2,
         "-mavx512f",
         "-mavx512bw",
@@ -61,6 +61,8 @@ if platform.machine() in ("x86_64", "AMD64"):
         "-mavx512vl",
         "-mprefer-vector-width=512",
     )
+    INSTRUCTION_SETS["avx512"] = avx512
+    INSTRUCTION_SETS["avx512_bf16"] = (*avx512, "-mavx512bf16")
 
 # No -ffast-math and no fusing by the compiler: the order and rounding of every sum is part of the contract.
 FLAGS = (

@@ -11,7 +11,7 @@
 
 namespace rzero {
 
-enum class Isa { baseline, avx2, avx512 };
+enum class Isa { baseline, avx2, avx512, avx512_bf16 };
 
 Isa current_isa();  // module.cpp
 
@@ -29,14 +29,18 @@ Isa current_isa();  // module.cpp
   namespace avx512 {                     \
   void name(__VA_ARGS__);                \
   }                                      \
+  namespace avx512_bf16 {                \
+  void name(__VA_ARGS__);                \
+  }                                      \
   }
-#define RZERO_CALL(name, ...)                                                  \
-  do {                                                                         \
-    switch (rzero::current_isa()) {                                            \
-      case rzero::Isa::avx512: rzero::avx512::name(__VA_ARGS__); break;        \
-      case rzero::Isa::avx2: rzero::avx2::name(__VA_ARGS__); break;            \
-      case rzero::Isa::baseline: rzero::baseline::name(__VA_ARGS__); break;    \
-    }                                                                          \
+#define RZERO_CALL(name, ...)                                                        \
+  do {                                                                               \
+    switch (rzero::current_isa()) {                                                  \
+      case rzero::Isa::avx512_bf16: rzero::avx512_bf16::name(__VA_ARGS__); break;    \
+      case rzero::Isa::avx512: rzero::avx512::name(__VA_ARGS__); break;              \
+      case rzero::Isa::avx2: rzero::avx2::name(__VA_ARGS__); break;                  \
+      case rzero::Isa::baseline: rzero::baseline::name(__VA_ARGS__); break;          \
+    }                                                                                \
   } while (false)
 #else
 #define RZERO_KERNEL(name, ...)          \

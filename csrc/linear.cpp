@@ -7,6 +7,9 @@
 // widens a panel of kColumns columns to float once and multiplies all rows by it: 16-bit weights cross the memory bus
 // at half the bytes, and the arithmetic runs at float speed on CPUs that cannot multiply 16-bit types. Few rows are
 // multiplied by the columns while these are still in registers.
+//
+// A CPU that multiplies bfloat16 keeps pairs of k's as they are and adds both products in one instruction, k + 1 before
+// k. Its bits are its own; rows are as independent as elsewhere.
 #include <omp.h>
 
 #include "vec.h"
@@ -21,11 +24,49 @@ constexpr int kColumns = 2 * kWidth;
 constexpr int64_t kDepth = 256;
 constexpr int64_t kSerialWork = 1 << 16;  // multiply-adds; below, waking the other threads costs more than they save
 
-// out[k][r] = a(first + r, k), zero past the last row.
+// k's in one lane of a packed operand: its value as a float, or a pair of bfloat16.
+template <class S>
+constexpr int kHeld = 1;
+
+// What is packed of `count` k's (kHeld or fewer) that lie `stride` apart.
+template <class S>
+RZERO_INLINE float lane(const S* p, int64_t, int64_t count) {
+  return count > 0 ? to_float(*p) : 0.f;
+}
+
+template <class S>
+RZERO_INLINE Vec multiply_add(float a, Vec b, Vec sum) {
+  return fma(splat(a), b, sum);
+}
+
+#if defined(__AVX512BF16__)
+template <>
+constexpr int kHeld<bf16> = 2;
+
+RZERO_INLINE float lane(const bf16* p, int64_t stride, int64_t count) {
+  const uint32_t low = count > 0 ? p->bits : 0, high = count > 1 ? p[stride].bits : 0, both = low | high << 16;
+  float held;
+  memcpy(&held, &both, sizeof held);
+  return held;
+}
+
+template <>
+RZERO_INLINE Vec multiply_add<bf16>(float a, Vec b, Vec sum) {
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
+}
+#endif
+
+template <class S>
+RZERO_INLINE int64_t lanes(int64_t K) {
+  return (K + kHeld<S> - 1) / kHeld<S>;
+}
+
+// out[lane of k][r] = a(first + r, k), zero past the last row.
 template <class S>
 void pack_rows(const S* a, int64_t row, int64_t column, int64_t rows, int64_t K, float* out) {
-  for (int64_t k = 0; k < K; ++k)
-    for (int64_t r = 0; r < kRows; ++r) out[k * kRows + r] = r < rows ? to_float(a[r * row + k * column]) : 0.f;
+  for (int64_t k = 0; k < K; k += kHeld<S>, out += kRows)
+    for (int64_t r = 0; r < kRows; ++r)
+      out[r] = lane(a + (r < rows ? r * row : 0) + k * column, column, r < rows ? K - k : 0);
 }
 
 #if defined(__AVX2__)
@@ -98,30 +139,55 @@ RZERO_INLINE void fetch_next(const S* b, int64_t column, int64_t k) {
 }
 #endif
 
-// out[k][c] = b(k, c), zero past the last column. One of the two strides is 1.
+// out[lane of k][c] = b(k, c), zero past the last column, where columns are neighbours.
+template <class S>
+void pack_dense(const S* b, int64_t row, int64_t columns, int64_t K, float* out) {
+  for (int64_t k = 0; k < K; ++k) {
+    store(out + k * kColumns, load(b + k * row, columns));
+    store(out + k * kColumns + kWidth, columns > kWidth ? load(b + k * row + kWidth, columns - kWidth) : Vec{});
+  }
+}
+
+#if defined(__AVX512BF16__)
+void pack_dense(const bf16* b, int64_t row, int64_t columns, int64_t K, float* out) {
+  const __mmask32 here = columns < kColumns ? (1u << columns) - 1 : ~0u;
+  const __m512i even = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
+                                        36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i odd = _mm512_add_epi16(even, _mm512_set1_epi16(16));
+  for (int64_t k = 0; k < K; k += 2, out += kColumns) {
+    const __m512i low = _mm512_maskz_loadu_epi16(here, b + k * row);
+    const __m512i high = _mm512_maskz_loadu_epi16(k + 1 < K ? here : 0, b + (k + 1) * row);
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(low, even, high));
+    _mm512_storeu_si512(out + kWidth, _mm512_permutex2var_epi16(low, odd, high));
+  }
+}
+
+RZERO_INLINE const float* as_lanes(const bf16* b) { return (const float*)b; }
+#endif
+template <class S>
+RZERO_INLINE const S* as_lanes(const S* b) {
+  return b;
+}
+
+// The same, whichever of the two strides is 1.
 template <class S>
 void pack_columns(const S* b, int64_t row, int64_t column, int64_t columns, int64_t K, float* out) {
-  if (column == 1) {
-    for (int64_t k = 0; k < K; ++k) {
-      store(out + k * kColumns, load(b + k * row, columns));
-      store(out + k * kColumns + kWidth, columns > kWidth ? load(b + k * row + kWidth, columns - kWidth) : Vec{});
-    }
-    return;
-  }
+  if (column == 1) return pack_dense(b, row, columns, K, out);
   int64_t k = 0;
 #if defined(__AVX2__)
-  if (columns == kColumns)
-    for (; k + 8 <= K; k += 8) {
+  constexpr int kStep = 8 * kHeld<S>;
+  if (columns == kColumns && column % kHeld<S> == 0)
+    for (; k + kStep <= K; k += kStep, out += 8 * kColumns) {
       fetch_next(b, column, k);
       for (int c = 0; c < kColumns; c += kBlock)
-        each_k(b + k + c * column, column, [&](int i, int half, __m256 eight) {
-          _mm256_storeu_ps(out + (k + i) * kColumns + c + half * 8, eight);
+        each_k(as_lanes(b + k + c * column), column / kHeld<S>, [&](int i, int half, __m256 eight) {
+          _mm256_storeu_ps(out + i * kColumns + c + half * 8, eight);
         });
     }
 #endif
-  for (; k < K; ++k)
+  for (; k < K; k += kHeld<S>, out += kColumns)
     for (int64_t c = 0; c < kColumns; ++c)
-      out[k * kColumns + c] = c < columns ? to_float(b[k * row + c * column]) : 0.f;
+      out[c] = lane(b + k * row + (c < columns ? c * column : 0), row, c < columns ? K - k : 0);
 }
 
 // What a product reads and writes: operands with any strides, a as (row, k) and b as (k, column).
@@ -150,12 +216,14 @@ RZERO_INLINE void finish(const Product<S>& p, int64_t row, int64_t first, const 
   }
 }
 
-// The chains of R rows one after the other: `steps(k, a, sum)` adds what comes at k, for `kStep` k's.
-template <int R, int kStep, class Steps>
-RZERO_INLINE void add_chains(int64_t K, const float* a, float (&total)[R][kColumns], const Steps& steps) {
-  for (int64_t first = 0; first < K; first += kDepth) {
+// The chains of R rows one after the other: `steps(l, a, sum)` adds what comes at lane l, for `kStep` of them.
+template <int R, int kStep, class S, class Steps>
+RZERO_INLINE void add_chains(const Product<S>& p, const float* a, float (&total)[R][kColumns], const Steps& steps) {
+  constexpr int64_t kChain = kDepth / kHeld<S>;
+  const int64_t end = lanes<S>(p.K);
+  for (int64_t first = 0; first < end; first += kChain) {
     Vec sum[R][2] = {};
-    for (int64_t k = first; k < K && k < first + kDepth; k += kStep) steps(k, a + k * kRows, sum);
+    for (int64_t l = first; l < end && l < first + kChain; l += kStep) steps(l, a + l * kRows, sum);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       store(total[r], load(total[r]) + sum[r][0]);
@@ -168,12 +236,12 @@ RZERO_INLINE void add_chains(int64_t K, const float* a, float (&total)[R][kColum
 template <int R, class S>
 void tile(const Product<S>& p, int64_t row, int64_t first, const float* a, const float* b) {
   float total[R][kColumns] = {};
-  add_chains<R, 1>(p.K, a, total, [&](int64_t k, const float* x, Vec (&sum)[R][2]) {
-    const Vec left = load(b + k * kColumns), right = load(b + k * kColumns + kWidth);
+  add_chains<R, 1>(p, a, total, [&](int64_t l, const float* x, Vec (&sum)[R][2]) {
+    const Vec left = load(b + l * kColumns), right = load(b + l * kColumns + kWidth);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      sum[r][0] = fma(splat(x[r]), left, sum[r][0]);
-      sum[r][1] = fma(splat(x[r]), right, sum[r][1]);
+      sum[r][0] = multiply_add<S>(x[r], left, sum[r][0]);
+      sum[r][1] = multiply_add<S>(x[r], right, sum[r][1]);
     }
   });
   finish<R>(p, row, first, total);
@@ -196,11 +264,11 @@ bool multiply_few([[maybe_unused]] const Product<S>& p, [[maybe_unused]] int64_t
       if (p.M < R) return multiply_few<R - 1>(p, first, a);
     const S* b = p.b + first * column;
     float total[R][kColumns] = {};
-    add_chains<R, 8>(p.K, a, total, [&](int64_t k, const float* x, Vec (&sum)[R][2]) {
+    add_chains<R, 8>(p, a, total, [&](int64_t k, const float* x, Vec (&sum)[R][2]) {
       fetch_next(b, column, k);
       each_k(b + k, column, [&](int i, int half, __m256 eight) {
 #pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) sum[r][half] = fma(splat(x[i * kRows + r]), (Vec)eight, sum[r][half]);
+        for (int r = 0; r < R; ++r) sum[r][half] = multiply_add<S>(x[i * kRows + r], (Vec)eight, sum[r][half]);
       });
     });
     finish<R>(p, 0, first, total);
@@ -213,19 +281,20 @@ bool multiply_few([[maybe_unused]] const Product<S>& p, [[maybe_unused]] int64_t
 template <class S>
 void product(const Product<S>& p, float* packed_rows, float* packed_columns) {
   const int64_t row_tiles = (p.M + kRows - 1) / kRows, column_tiles = (p.N + kColumns - 1) / kColumns;
+  const int64_t row_lanes = kRows * lanes<S>(p.K);
 #pragma omp parallel if (p.M * p.N * p.K > kSerialWork)
   {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < row_tiles; ++i)
       pack_rows(p.a + i * kRows * p.a_strides[0], p.a_strides[0], p.a_strides[1], p.M - i * kRows, p.K,
-                packed_rows + i * kRows * p.K);
-    float* panel = packed_columns + omp_get_thread_num() * kColumns * p.K;
+                packed_rows + i * row_lanes);
+    float* panel = packed_columns + omp_get_thread_num() * kColumns * lanes<S>(p.K);
 #pragma omp for schedule(dynamic, 2)
     for (int64_t j = 0; j < column_tiles; ++j) {
       const int64_t first = j * kColumns, columns = p.N - first < kColumns ? p.N - first : kColumns;
       if (multiply_few<kRows>(p, first, packed_rows)) continue;
       pack_columns(p.b + first * p.b_strides[1], p.b_strides[0], p.b_strides[1], columns, p.K, panel);
-      for (int64_t row = 0; row < p.M; row += kRows) tile_of<kRows>(p, row, first, packed_rows + row * p.K, panel);
+      for (int64_t i = 0; i < row_tiles; ++i) tile_of<kRows>(p, i * kRows, first, packed_rows + i * row_lanes, panel);
     }
   }
 }

@@ -27,7 +27,7 @@ void bind_swiglu(pybind11::module_& m);
 
 namespace {
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 
 std::vector<Isa> usable_isas() {
   std::vector<Isa> usable{Isa::baseline};
@@ -36,8 +36,10 @@ std::vector<Isa> usable_isas() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     usable.push_back(Isa::avx2);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       usable.push_back(Isa::avx512);
+      if (__builtin_cpu_supports("avx512bf16")) usable.push_back(Isa::avx512_bf16);  // every CPU with AMX has it too
+    }
   }
 #endif
   return usable;
@@ -49,14 +51,6 @@ std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (Isa isa : usable_isas()) names.push_back(kNames[int(isa)]);
   return names;
-}
-
-bool multiplies_bf16() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16");  // every CPU with AMX has it too
-#else
-  return false;
-#endif
 }
 
 void use_instruction_set(const std::string& name) {
@@ -78,7 +72,6 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Native CPU kernels of rzero; rzero.kernels holds the contracts and checks the arguments.";
   m.def("instruction_set", [] { return rzero::kNames[int(rzero::current_isa())]; }, "The instruction set in use.");
   m.def("instruction_sets", &rzero::instruction_sets, "What was built and can run here, slowest first.");
-  m.def("multiplies_bf16", &rzero::multiplies_bf16, "Whether this CPU has instructions that multiply bfloat16.");
   m.def("use_instruction_set", &rzero::use_instruction_set, "For tests and benchmarks: applies to the whole process.");
   rzero::bind_adamw(m);
   rzero::bind_attention(m);

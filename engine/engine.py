@@ -113,7 +113,7 @@ class Engine:
         self.config, self.tokenizer, self.folder = loaded.config, loaded.tokenizer, loaded.folder
         self.device, self.dtype = torch.device(device), loaded.weights.embed.dtype
         self.kernels = _resolve(self.device, backends(numerics, self.device, kernels), debug)
-        self._why_not_exact = why_not_exact(self.kernels, self.dtype, self.device)
+        self._why_not_exact = why_not_exact(self.kernels, self.device)
         self.is_exact = is_exact(numerics, self._why_not_exact)
         self.max_model_len = _context(self.config, max_model_len)
         self.weights = Weights(self.config, loaded.weights)

@@ -15,7 +15,6 @@ import torch
 
 from rzero.engine.errors import InputError
 from rzero.kernels import Kernels
-from rzero.kernels.linear import MULTIPLIES_BF16
 
 Numerics = Literal["auto", "exact", "fast"]
 
@@ -47,7 +46,7 @@ def must_score(kernels: Kernels) -> bool:
     return not used["sample"] == used["linear_logprob"] == "native"
 
 
-def why_not_exact(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> str | None:
+def why_not_exact(kernels: Kernels, device: torch.device) -> str | None:
     """Why sampler and trainer may differ with these kernels, or None where they cannot."""
     is_cpu = device.type == "cpu"
     exact = dict.fromkeys(ON_THE_WAY, "native") if is_cpu else EXACT_ON_GPU
@@ -57,10 +56,6 @@ def why_not_exact(kernels: Kernels, dtype: torch.dtype, device: torch.device) ->
                 f"{choice.op} runs on the backend {choice.backend}, whose rows may depend on the batch or"
                 f" differ from training's; exact takes {exact[choice.op]}"
             )
-    if is_cpu and dtype == torch.bfloat16 and MULTIPLIES_BF16:
-        return (
-            "this CPU multiplies bfloat16 in hardware by torch's product, whose rows may depend on the batch"
-        )
     return None
 
 

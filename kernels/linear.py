@@ -17,7 +17,7 @@ On a GPU the default is torch's product, the reference, whose rows do depend on 
 must not, ask for "triton".
 """
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,16 +28,9 @@ from rzero.kernels.dispatch import Impl, Op
 from rzero.kernels.gpu import triton_why_not
 from rzero.kernels.native import address, check, float_code, lib, native_why_not, needs_grad
 
-MULTIPLIES_BF16: Final = lib is not None and lib.multiplies_bf16()
-
 
 def linear_ref(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
     return functional.linear(x_TK, w_NK, bias_N)
-
-
-def _is_native(dtype: torch.dtype) -> bool:
-    """Whether the native product takes this type on this CPU."""
-    return dtype is not torch.bfloat16 or not MULTIPLIES_BF16
 
 
 def multiply(a_MK: Tensor, b_KN: Tensor, bias_N: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -53,13 +46,6 @@ def multiply(a_MK: Tensor, b_KN: Tensor, bias_N: Tensor | None = None, out: Tens
     a, b = (a_MK.data_ptr(), *a_MK.stride()), (b_KN.data_ptr(), *b_KN.stride())
     lib.linear_product(code, (M, N, K), a, b, address(bias_N), y_MN.data_ptr(), y_MN.stride(0))
     return y_MN
-
-
-def product(a_MK: Tensor, b_KN: Tensor, out: Tensor | None = None) -> Tensor:
-    """a b for the backward passes of the native ops, by whichever product is fast for the type here."""
-    if _is_native(a_MK.dtype):
-        return multiply(a_MK, b_KN, out=out)
-    return torch.mm(a_MK, b_KN) if out is None else torch.mm(a_MK, b_KN, out=out)
 
 
 class _Linear(torch.autograd.Function):
@@ -86,8 +72,6 @@ def linear_native(x_TK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None) -> T
     check("linear", "w_NK", w_NK, x_TK.dtype, (N, K))
     if bias_N is not None:
         check("linear", "bias_N", bias_N, x_TK.dtype, (N,))
-    if not _is_native(x_TK.dtype):
-        return functional.linear(x_TK, w_NK, bias_N)
     if needs_grad(x_TK, w_NK, bias_N):
         y_TN: Tensor = _Linear.apply(x_TK, w_NK, bias_N)
         return y_TN

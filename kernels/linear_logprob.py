@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from rzero.kernels.dispatch import Impl, Op, up
 from rzero.kernels.gpu import triton_why_not
-from rzero.kernels.linear import linear_native, linear_ref, product
+from rzero.kernels.linear import linear_native, linear_ref, multiply
 from rzero.kernels.native import check, float_code, lib, native_why_not, needs_grad
 
 # Rows enough for a fast product: with V = 151,936 it holds 220 rows of float32.
@@ -114,15 +114,15 @@ def _backward(
     for first in range(0, V, columns):
         w_CD = w_VD[first : first + columns]
         d_TC = buffer[: T * len(w_CD)].view(T, len(w_CD))
-        product(h_TD, w_CD.t(), out=d_TC)
+        multiply(h_TD, w_CD.t(), out=d_TC)
         lib.logprob_backward(
             code, T, len(w_CD), first, d_TC.data_ptr(), target_T.data_ptr(), how.temperature,
             scored.top_T.data_ptr(), scored.mass_T.data_ptr(), grad_T.data_ptr(),
         )  # fmt: skip
         if grad_h_TD is not None:
-            grad_h_TD += product(d_TC, w_CD)
+            grad_h_TD += multiply(d_TC, w_CD)
         if grad_w_VD is not None:
-            product(d_TC.t(), h_TD, out=grad_w_VD[first : first + columns])
+            multiply(d_TC.t(), h_TD, out=grad_w_VD[first : first + columns])
     return None if grad_h_TD is None else grad_h_TD.to(h_TD.dtype), grad_w_VD
 
 

@@ -19,14 +19,14 @@ needs_native = pytest.mark.skipif(native_why_not(CPU) is not None, reason="only 
 
 @needs_native
 def test_native_kernels_are_exact_and_others_are_named() -> None:
-    assert why_not_exact(resolve(CPU), torch.float32, CPU) is None
+    assert why_not_exact(resolve(CPU), CPU) is None
     mixed = resolve(CPU, {"linear": "ref"})
-    assert why_not_exact(mixed, torch.float32, CPU) == (
+    assert why_not_exact(mixed, CPU) == (
         "linear runs on the backend ref, whose rows may depend on the batch or differ from training's; "
         "exact takes native"
     )
-    assert why_not_exact(resolve(CPU, {"bleu": "ref"}), torch.float32, CPU) is None, "bleu is not on the way"
-    assert "exact takes triton" in str(why_not_exact(resolve(CPU), torch.float32, GPU))
+    assert why_not_exact(resolve(CPU, {"bleu": "ref"}), CPU) is None, "bleu is not on the way"
+    assert "exact takes triton" in str(why_not_exact(resolve(CPU), GPU))
 
 
 def test_a_gpu_takes_the_exact_backends_where_exact_is_asked_for() -> None:
@@ -37,9 +37,9 @@ def test_a_gpu_takes_the_exact_backends_where_exact_is_asked_for() -> None:
     assert all(backend in available[op] for op, backend in EXACT_ON_GPU.items())
     report = tuple(Choice(op.name, EXACT_ON_GPU.get(op.name, "cuda")) for op in OPS)
     chosen = replace(resolve(CPU, {"default": "ref"}), report=report)
-    assert why_not_exact(chosen, torch.bfloat16, GPU) is None and must_score(chosen)
+    assert why_not_exact(chosen, GPU) is None and must_score(chosen)
     split = tuple(Choice(c.op, "triton") if c.op == "paged_attention" else c for c in report)
-    assert "paged_attention" in str(why_not_exact(replace(chosen, report=split), torch.bfloat16, GPU))
+    assert "paged_attention" in str(why_not_exact(replace(chosen, report=split), GPU))
 
 
 @needs_native
