@@ -9,7 +9,7 @@ namespace RZERO_ISA {
 namespace {
 
 struct Scratch {
-  float *q, *keys, *values, *scores, *out, *normal;
+  float *q, *by_head, *keys, *values, *scores, *out, *normal;
   const void** queries;
   const void *rows[kTile], *more_rows[kTile];
 };
@@ -66,18 +66,20 @@ RZERO_INLINE float soften(float* scores, int64_t count, int64_t step, float* lar
 
 // The outputs of a job's rows, divided by their sums, and what backward needs to know of the softmax.
 template <class S>
-RZERO_INLINE void finish(const Attention& a, const RowJob& job, int64_t g, int64_t rows, int64_t padded, const Scratch& s) {
+RZERO_INLINE void finish(const Attention& a, const RowJob& job, int64_t g, int64_t rows, int64_t padded, const float* sums,
+                         const float* normal) {
   const int64_t R = a.H / a.G, E = a.E;
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = 0; r < rows; ++r, sums += padded, normal += 2) {
     const int64_t row = job.first_row + r / R, head = g * R + r % R;
     S* out = (S*)a.o.data + row * a.o.row + head * a.o.head;
-    for (int64_t e = 0; e < E; e += kWidth) store(out + e, load(s.out + r * padded + e) * splat(s.normal[2 * r + 1]), E - e);
-    if (a.softmax != nullptr) memcpy(a.softmax + (row * a.H + head) * 2, s.normal + 2 * r, 2 * sizeof(float));
+    for (int64_t e = 0; e < E; e += kWidth) store(out + e, load(sums + e) * splat(normal[1]), E - e);
+    if (a.softmax != nullptr) memcpy(a.softmax + (row * a.H + head) * 2, normal, 2 * sizeof(float));
   }
 }
 
-// One token, whose query heads of a key head fit the registers: keys are transposed in registers and used there, values
-// are read where they lie. The sums are those of `attend`, term for term.
+// Tokens of a group, each with few enough query heads to a key head for the registers. What the tokens share is computed as
+// in `attend`, for all of them at once. A token's own keys are transposed in registers and used there, values are read
+// where they lie. The sums are those of `attend`, term for term.
 constexpr int kMostHeads = 8;
 constexpr int kFew = 3;  // up to so many heads leave registers for a second block of keys, and twice as many values
 
@@ -127,42 +129,95 @@ RZERO_INLINE void value_block(const S* const* values, int64_t e, int64_t count, 
     for (int i = 0; i < VECS; ++i) store(out + r * E + e + i * kWidth, sum[r][i]);
 }
 
-template <class S, int ROWS>
-void attend_token(const Attention& a, const RowJob& job, int64_t g, Scratch& s) {
-  constexpr int kBlocks = ROWS <= kFew ? 2 : 1, kVecs = ROWS <= kFew ? 4 : ROWS <= 6 ? 2 : 1;
-  const int64_t E = a.E, positions = job.position + 1, step = ROWS * kTile;
-  const S** queries = (const S**)s.queries;
-  find_queries<S>(a, a.q, job.first_row, 1, g, queries);
-  load_rows(queries, ROWS, E, E, a.scale, s.out);
-  for (int64_t e = 0; e < E; ++e)
-    for (int r = 0; r < ROWS; ++r) s.q[e * ROWS + r] = s.out[r * E + e];
+// The rows of a group, of all its tokens. Scores lie tile after tile, within a tile row after row.
+struct Members {
+  int64_t rows, shared;
+  RZERO_INLINE float* scores(const Scratch& s, int64_t position, int64_t row) const {
+    return s.scores + position * rows + row * kTile;
+  }
+  int64_t calls() const { return kTile / kBlock + rows / 4 * 4 + 3; }  // about how often a tile's computation pauses
+};
+
+template <class S>
+void score_shared(const Attention& a, const RowJob& job, int64_t g, const Members& group, Scratch& s) {
   Tiles<S> tiles(a, job, g, s);
   tiles.turn(a.k, 0, 1);
   tiles.next.fetch();
-  for (int64_t first = 0; first < positions; first += kTile) {
-    const int64_t count = smaller(kTile, positions - first), calls = kTile / kBlock / kBlocks;
-    first + kTile < positions ? tiles.turn(a.k, first + kTile, calls) : tiles.turn(a.v, 0, calls);
-    for (int64_t j = 0; j < count; j += kBlocks * kBlock, tiles.next.fetch())
-      score_block<S, ROWS, kBlocks>(tiles.found() + j, E, s.q, s.scores + first * ROWS + j);
+  for (int64_t first = 0; first < group.shared; first += kTile) {
+    tiles.turn(a.k, first + kTile, group.calls());
+    load_transposed(tiles.found(), kTile, a.E, s.keys, tiles.next);
+    dots(s.q, a.E, group.rows, s.keys, kTile, a.E, group.scores(s, first, 0), kTile, tiles.next);
   }
-  for (int r = 0; r < ROWS; ++r)
-    s.normal[2 * r + 1] = 1.f / soften(s.scores + r * kTile, positions, step, &s.normal[2 * r]);
-  memset(s.out, 0, ROWS * E * sizeof(float));
-  for (int64_t first = 0; first < positions; first += kTile) {
+}
+
+template <class S>
+void add_shared(const Attention& a, const RowJob& job, int64_t g, const Members& group, Scratch& s) {
+  const auto all = [](int64_t) { return kTile; };
+  Tiles<S> tiles(a, job, g, s);
+  tiles.turn(a.v, 0, 1);
+  tiles.next.fetch();
+  for (int64_t first = 0; first < group.shared; first += kTile) {
+    tiles.turn(a.v, first + kTile, group.calls());
+    load_rows(tiles.found(), kTile, a.E, a.E, 1.f, s.values, tiles.next);
+    accumulate({group.scores(s, first, 0), kTile, 1}, group.rows, Dense{s.values, a.E}, a.E, s.out, all, tiles.next);
+  }
+}
+
+// The scores of a token's own keys, and the exponentials of all of them. Its rows are those of the group from `row` on.
+template <class S, int ROWS>
+void score_token(const Attention& a, const RowJob& job, int64_t g, const Members& group, int64_t row, Scratch& s) {
+  constexpr int kBlocks = ROWS <= kFew ? 2 : 1;
+  const int64_t E = a.E, positions = job.position + 1;
+  for (int64_t e = 0; e < E; ++e)
+    for (int r = 0; r < ROWS; ++r) s.by_head[e * ROWS + r] = s.q[(row + r) * E + e];
+  Tiles<S> tiles(a, job, g, s);
+  tiles.turn(a.k, group.shared, 1);
+  tiles.next.fetch();
+  for (int64_t first = group.shared; first < positions; first += kTile) {
+    const int64_t count = smaller(kTile, positions - first), calls = kTile / kBlock / kBlocks;
+    first + kTile < positions ? tiles.turn(a.k, first + kTile, calls) : tiles.turn(a.v, group.shared, calls);
+    for (int64_t j = 0; j < count; j += kBlocks * kBlock, tiles.next.fetch())
+      score_block<S, ROWS, kBlocks>(tiles.found() + j, E, s.by_head, group.scores(s, first, row) + j);
+  }
+  for (int64_t r = row; r < row + ROWS; ++r)
+    s.normal[2 * r + 1] = 1.f / soften(group.scores(s, 0, r), positions, group.rows * kTile, &s.normal[2 * r]);
+}
+
+template <class S, int ROWS>
+void add_token(const Attention& a, const RowJob& job, int64_t g, const Members& group, int64_t row, Scratch& s) {
+  constexpr int kVecs = ROWS <= kFew ? 4 : ROWS <= 6 ? 2 : 1;
+  const int64_t E = a.E, positions = job.position + 1;
+  Tiles<S> tiles(a, job, g, s);
+  tiles.turn(a.v, group.shared, 1);
+  for (int64_t first = group.shared; first < positions; first += kTile) {
     const int64_t count = smaller(kTile, positions - first);
     tiles.turn(a.v, first + kTile, E / (kVecs * kWidth));
     for (int64_t e = 0; e < E; e += kVecs * kWidth, tiles.next.fetch())
-      value_block<S, ROWS, kVecs>(tiles.found(), e, count, s.scores + first * ROWS, s.out, E);
+      value_block<S, ROWS, kVecs>(tiles.found(), e, count, group.scores(s, first, row), s.out + row * E, E);
   }
-  finish<S>(a, job, g, ROWS, E, s);
+  finish<S>(a, job, g, ROWS, E, s.out + row * E, s.normal + 2 * row);
 }
 
-// Whether attend_token takes the job; if so, it is done.
+template <class S, int ROWS>
+void attend_group(const Attention& a, const JobGroup& jobs, int64_t g, Scratch& s) {
+  const RowJob* job = a.jobs + jobs.first_job;
+  const Members group{jobs.jobs * ROWS, jobs.shared};
+  const S** queries = (const S**)s.queries;
+  for (int64_t i = 0; i < jobs.jobs; ++i) find_queries<S>(a, a.q, job[i].first_row, 1, g, queries + i * ROWS);
+  load_rows(queries, group.rows, a.E, a.E, a.scale, s.q);
+  if (group.shared > 0) score_shared<S>(a, job[0], g, group, s);
+  for (int64_t i = 0; i < jobs.jobs; ++i) score_token<S, ROWS>(a, job[i], g, group, i * ROWS, s);
+  memset(s.out, 0, group.rows * a.E * sizeof(float));
+  if (group.shared > 0) add_shared<S>(a, job[0], g, group, s);
+  for (int64_t i = 0; i < jobs.jobs; ++i) add_token<S, ROWS>(a, job[i], g, group, i * ROWS, s);
+}
+
+// Whether attend_group takes the group; if so, it is done.
 template <class S, int ROWS = kMostHeads>
-RZERO_INLINE bool is_attended(const Attention& a, const RowJob& job, int64_t g, Scratch& s) {
-  if (job.rows != 1 || a.H / a.G > ROWS || a.E % (4 * kWidth) != 0) return false;
-  if (a.H / a.G == ROWS) return attend_token<S, ROWS>(a, job, g, s), true;
-  if constexpr (ROWS > 1) return is_attended<S, ROWS - 1>(a, job, g, s);
+RZERO_INLINE bool is_attended(const Attention& a, const JobGroup& group, int64_t g, Scratch& s) {
+  if (a.jobs[group.first_job].rows != 1 || a.H / a.G > ROWS || a.E % (4 * kWidth) != 0) return false;
+  if (a.H / a.G == ROWS) return attend_group<S, ROWS>(a, group, g, s), true;
+  if constexpr (ROWS > 1) return is_attended<S, ROWS - 1>(a, group, g, s);
   return false;
 }
 
@@ -196,7 +251,7 @@ void attend(const Attention& a, const RowJob& job, int64_t g, Scratch& s) {
     load_rows(tiles.found(), count, E, padded, 1.f, s.values, tiles.next);
     accumulate({s.scores + first, stride, 1}, rows, Dense{s.values, padded}, padded, s.out, visible, tiles.next);
   }
-  finish<S>(a, job, g, rows, padded, s);
+  finish<S>(a, job, g, rows, padded, s.out, s.normal);
 }
 
 }  // namespace
@@ -210,6 +265,7 @@ void attention_forward(const Attention* problem) {
     Arena arena;
     Scratch s;
     arena.reserve({{&s.q, rows * padded},
+                   {&s.by_head, kMostHeads * a.E},
                    {&s.keys, a.E * kTile},
                    {&s.values, kTile * padded},
                    {&s.scores, rows * positions},
@@ -217,10 +273,13 @@ void attention_forward(const Attention* problem) {
                    {&s.normal, 2 * rows}});
     s.queries = (const void**)malloc(rows * sizeof(void*));
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < a.job_count * a.G; ++i)
+    for (int64_t i = 0; i < a.group_count * a.G; ++i)
       by_type(a.code, [&](auto zero) {
         using S = decltype(zero);
-        if (!is_attended<S>(a, a.jobs[i / a.G], i % a.G, s)) attend<S>(a, a.jobs[i / a.G], i % a.G, s);
+        const JobGroup& group = a.groups[i / a.G];
+        const int64_t g = i % a.G;
+        if (is_attended<S>(a, group, g, s)) return;
+        for (int64_t j = 0; j < group.jobs; ++j) attend<S>(a, a.jobs[group.first_job + j], g, s);
       });
     free(s.queries);
   }

@@ -34,6 +34,12 @@ struct RowJob {
   int64_t position;
 };
 
+// Jobs that are computed together: one, or several of one row each whose first `shared` positions, a multiple of kTile, lie
+// in the same pages. Those keys and values are then read once.
+struct JobGroup {
+  int64_t first_job, jobs, shared;
+};
+
 // Consecutive own rows of one segment as keys, for the gradients of keys and values. The segments
 // readers[first_reader..last_reader) have (some of) the segment's rows in their prefix.
 struct KeyJob {
@@ -53,6 +59,8 @@ struct Attention {
   float* softmax;  // [T, H, 2]: the row's largest score and 1 / the sum of exponentials; null when nobody needs them
   const RowJob* jobs;
   int64_t job_count, most_rows, most_positions;
+  const JobGroup* groups;  // forward only
+  int64_t group_count;
   bool is_parallel;
 };
 

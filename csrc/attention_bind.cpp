@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checks every page number, range and segment (cheap beside attention), cuts the work into jobs, calls the kernels.
+#include <omp.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -47,16 +48,59 @@ void add_jobs(std::vector<RowJob>& jobs, const Attention& a, int64_t sequence, i
     jobs.push_back({row + i, int32_t(std::min(most, rows - i)), int32_t(sequence), position + i});
 }
 
-void set_jobs(Attention& a, const std::vector<RowJob>& jobs) {
+struct Work {
+  std::vector<RowJob> jobs;
+  std::vector<JobGroup> groups;
+};
+
+void set_work(Attention& a, const Work& all) {
+  const auto& [jobs, groups] = all;
   int64_t work = 0;
-  for (const RowJob& job : jobs) {
-    a.most_rows = std::max<int64_t>(a.most_rows, job.rows);
-    a.most_positions = std::max(a.most_positions, job.position + job.rows);
-    work += job.rows * (job.position + job.rows) * a.H * a.E;
+  for (const JobGroup& group : groups) {
+    int64_t rows = 0;
+    for (int64_t i = group.first_job; i < group.first_job + group.jobs; ++i) {
+      rows += jobs[i].rows;
+      a.most_positions = std::max(a.most_positions, jobs[i].position + jobs[i].rows);
+      work += jobs[i].rows * (jobs[i].position + jobs[i].rows) * a.H * a.E;
+    }
+    a.most_rows = std::max(a.most_rows, rows);
   }
   a.jobs = jobs.data();
   a.job_count = int64_t(jobs.size());
+  a.groups = groups.data();
+  a.group_count = int64_t(groups.size());
   a.is_parallel = work > kSerialWork;
+}
+
+// How many leading positions of two jobs lie in the same pages, in whole tiles; a job's own last page is not counted.
+int64_t shared_positions(const Layout& at, const RowJob& x, const RowJob& y) {
+  const int32_t *a = at.page_table + x.sequence * at.table_stride, *b = at.page_table + y.sequence * at.table_stride;
+  const int64_t full = std::min(x.position, y.position) / at.page_size;
+  int64_t same = 0;
+  while (same < full && a[same] == b[same]) ++same;
+  return same * at.page_size / kTile * kTile;
+}
+
+// Brings tokens that begin with the same pages together: samples of one prompt, which a batch may hold apart.
+void group_tokens(const Attention& a, Work& work) {
+  auto& [jobs, groups] = work;
+  const auto first_page = [&](const RowJob& job) { return a.layout.page_table[job.sequence * a.layout.table_stride]; };
+  const auto key = [&](const RowJob& job) { return std::make_pair(job.rows == 1 ? first_page(job) : -1, job.sequence); };
+  std::stable_sort(jobs.begin(), jobs.end(), [&](const RowJob& x, const RowJob& y) { return key(x) < key(y); });
+  // Groups enough to share among the threads.
+  const int64_t units = 4 * omp_get_max_threads(), tokens = (int64_t(jobs.size()) * a.G + units - 1) / units;
+  const int64_t most = std::max<int64_t>(1, std::min(tokens, kRowsPerJob / (a.H / a.G)));
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const RowJob& job = jobs[i];
+    JobGroup* open = groups.empty() || job.rows != 1 || jobs[i - 1].rows != 1 ? nullptr : &groups.back();
+    const int64_t shared = open == nullptr ? 0 : shared_positions(a.layout, jobs[i - 1], job);
+    if (shared > 0 && open->jobs < most && (open->jobs == 1 || open->shared == shared)) {
+      open->jobs += 1;
+      open->shared = shared;
+    } else {
+      groups.push_back({int64_t(i), 1, 0});
+    }
+  }
 }
 
 struct Pages {
@@ -79,8 +123,8 @@ void paged_attention(const Sizes& sizes, const std::array<int64_t, 4>& page_size
   if (start[0] != 0 || start[pages.B] != sizes[1])
     refuse("paged_attention: q_start_B1 must run from 0 to the " + to_string(sizes[1]) + " rows of q_THE, it runs from " +
            to_string(start[0]) + " to " + to_string(start[pages.B]));
-  std::vector<RowJob> jobs;
-  jobs.reserve(pages.B);
+  Work work;
+  work.jobs.reserve(pages.B);
   for (int64_t b = 0; b < pages.B; ++b) {
     const int64_t rows = start[b + 1] - start[b], used = (int64_t(length[b]) + pages.S - 1) / pages.S;
     const std::string name = "paged_attention: sequence ";
@@ -93,9 +137,10 @@ void paged_attention(const Sizes& sizes, const std::array<int64_t, 4>& page_size
       if (table[m] < 0 || table[m] >= pages.P)
         refuse(name + to_string(b) + " names page " + to_string(table[m]) + " in page_table_BM, there are pages 0.." +
                to_string(pages.P - 1));
-    add_jobs(jobs, a, b, start[b], rows, length[b] - rows);
+    add_jobs(work.jobs, a, b, start[b], rows, length[b] - rows);
   }
-  set_jobs(a, jobs);
+  group_tokens(a, work);
+  set_work(a, work);
   RZERO_CALL(attention_forward, &a);
 }
 
@@ -139,15 +184,16 @@ std::vector<int32_t> ordered(const Packed& p, int64_t T) {
 }
 
 Attention packed_problem(const Sizes& sizes, float scale, const View3& q, const View3& k, const View3& v,
-                         const Packed& p, Address softmax, std::vector<RowJob>& jobs) {
+                         const Packed& p, Address softmax, Work& work) {
   Attention a = problem(sizes, scale, q);
   a.k = packed_keys(k), a.v = packed_keys(v);
   a.layout.start = p.start;
   a.layout.prefix_start = p.prefix_start;
   a.layout.prefix_length = p.prefix_length;
   a.softmax = at<float>(softmax);
-  for (int64_t b = 0; b < p.B; ++b) add_jobs(jobs, a, b, p.start[b], p.length[b], p.prefix_length[b]);
-  set_jobs(a, jobs);
+  for (int64_t b = 0; b < p.B; ++b) add_jobs(work.jobs, a, b, p.start[b], p.length[b], p.prefix_length[b]);
+  for (size_t i = 0; i < work.jobs.size(); ++i) work.groups.push_back({int64_t(i), 1, 0});
+  set_work(a, work);
   return a;
 }
 
@@ -155,8 +201,8 @@ void forward(const Sizes& sizes, float scale, const View3& q, const View3& k, co
              const SegmentsView& segments, const View3& o, Address softmax) {
   const Packed p(segments);
   ordered(p, sizes[1]);
-  std::vector<RowJob> jobs;
-  Attention a = packed_problem(sizes, scale, q, k, v, p, softmax, jobs);
+  Work work;
+  Attention a = packed_problem(sizes, scale, q, k, v, p, softmax, work);
   a.o = head_rows(o);
   RZERO_CALL(attention_forward, &a);
 }
@@ -191,8 +237,8 @@ KeyWork key_work(const Packed& p, const std::vector<int32_t>& order) {
 void backward(const Sizes& sizes, float scale, const View3& q, const View3& k, const View3& v,
               const SegmentsView& segments, Address softmax, const std::array<int64_t, 5>& grads) {
   const Packed p(segments);
-  std::vector<RowJob> jobs;
-  const Attention a = packed_problem(sizes, scale, q, k, v, p, softmax, jobs);
+  Work rows;
+  const Attention a = packed_problem(sizes, scale, q, k, v, p, softmax, rows);
   const KeyWork work = key_work(p, ordered(p, sizes[1]));
   AttentionGrad grad{};
   grad.grad_o = {at(grads[0]), a.H * a.E, a.E};
