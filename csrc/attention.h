@@ -34,8 +34,8 @@ struct RowJob {
   int64_t position;
 };
 
-// Jobs that are computed together: one, or several of one row each whose first `shared` positions, a multiple of kTile, lie
-// in the same pages. Those keys and values are then read once.
+// Jobs that are computed together: one, or several of one row each. Their first `shared` positions, a multiple of kShare,
+// lie in the same pages; these keys and values are read once.
 struct JobGroup {
   int64_t first_job, jobs, shared;
 };
@@ -77,5 +77,7 @@ struct AttentionGrad {
 constexpr int64_t kRowsPerJob = 32;
 // Keys and values per tile of a kernel, for every instruction set a multiple of the vector width.
 constexpr int64_t kTile = 64;
+// Keys that are scored at a time for one token, or a multiple of them.
+constexpr int64_t kShare = 16;
 
 }  // namespace rzero

@@ -15,6 +15,7 @@ namespace {
 // A block of query rows (q already scaled) against a tile of keys: p and ds, [rows][kTile].
 struct Block {
   float *q, *grad_o;               // [rows][padded]
+  float *q_left, *grad_o_left;     // the same as left operands of `dots`
   float *largest, *inverse, *delta;  // [rows]
   float *p, *ds;                   // [rows][kTile]
   const void** rows;
@@ -32,8 +33,10 @@ int64_t load_block(const Attention& a, const AttentionGrad& grad, int64_t first_
   const S** address = (const S**)b.rows;
   const int64_t rows = find_queries<S>(a, a.q, first_row, tokens, g, address);
   load_rows(address, rows, a.E, padded, a.scale, b.q);
+  load_left(address, rows, a.E, padded, scale_of<S>(a.scale).query, b.q_left);
   find_queries<S>(a, grad.grad_o, first_row, tokens, g, address);
   load_rows(address, rows, a.E, padded, 1.f, b.grad_o);
+  load_left(address, rows, a.E, padded, 1.f, b.grad_o_left);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t at = (first_row + r / R) * a.H + g * R + r % R;
     b.largest[r] = a.softmax[2 * at];
@@ -53,12 +56,12 @@ void load_tile(const Attention& a, int64_t sequence, int64_t g, int64_t first, i
 }
 
 // Row r sees the keys [from, until(r)) of the tile; the others get p = ds = 0.
-template <class Until>
+template <class S, class Until>
 RZERO_INLINE void scores_grad(const Attention& a, const Block& b, const Tile& tile, int64_t rows, int64_t keys,
                               int64_t from, const Until& until) {
   const int64_t padded = round_up(a.E, kWidth);
-  dots(b.q, padded, rows, tile.keys_t, keys, a.E, b.p, kTile);
-  dots(b.grad_o, padded, rows, tile.values_t, keys, a.E, b.ds, kTile);
+  dots<S>(b.q_left, padded, rows, tile.keys_t, keys, a.E, scale_of<S>(a.scale).sum, b.p, kTile);
+  dots<S>(b.grad_o_left, padded, rows, tile.values_t, keys, a.E, 1.f, b.ds, kTile);
   for (int64_t r = 0; r < rows; ++r) {
     float *p = b.p + r * kTile, *ds = b.ds + r * kTile;
     const int64_t end = until(r);
@@ -101,8 +104,8 @@ void query_grad(const Attention& a, const AttentionGrad& grad, const RowJob& job
   for (int64_t first = 0; first < positions; first += kTile) {
     const int64_t keys = smaller(kTile, positions - first);
     load_tile<S>(a, job.sequence, g, first, keys, tile);
-    dots(b.q, padded, rows, tile.keys_t, keys, E, sum.p + first, stride);
-    dots(b.grad_o, padded, rows, tile.values_t, keys, E, sum.dp + first, stride);
+    dots<S>(b.q_left, padded, rows, tile.keys_t, keys, E, scale_of<S>(a.scale).sum, sum.p + first, stride);
+    dots<S>(b.grad_o_left, padded, rows, tile.values_t, keys, E, 1.f, sum.dp + first, stride);
   }
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t at = (job.first_row + r / R) * a.H + g * R + r % R;
@@ -149,7 +152,7 @@ void key_grad(const Attention& a, const AttentionGrad& grad, const KeyJob& job, 
     const int64_t most = kRowsPerJob / R > 1 ? kRowsPerJob / R : 1;
     for (int64_t row = first; row < last; row += most) {
       const int64_t rows = load_block<S>(a, grad, row, smaller(most, last - row), g, b);
-      scores_grad(a, b, tile, rows, keys, from, [&](int64_t r) { return until(row + r / R); });
+      scores_grad<S>(a, b, tile, rows, keys, from, [&](int64_t r) { return until(row + r / R); });
       add_product({b.ds, 1, kTile}, keys, b.q, rows, padded, sum.part, sum.k);
       add_product({b.p, 1, kTile}, keys, b.grad_o, rows, padded, sum.part, sum.v);
     }
@@ -185,6 +188,8 @@ void backward(const Attention& a, const AttentionGrad& grad) {
     KeySums key_sums;
     arena.reserve({{&b.q, rows * padded},
                    {&b.grad_o, rows * padded},
+                   {&b.q_left, rows * padded},
+                   {&b.grad_o_left, rows * padded},
                    {&b.largest, rows},
                    {&b.inverse, rows},
                    {&b.delta, rows},

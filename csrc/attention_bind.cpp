@@ -72,16 +72,16 @@ void set_work(Attention& a, const Work& all) {
   a.is_parallel = work > kSerialWork;
 }
 
-// How many leading positions of two jobs lie in the same pages, in whole tiles; a job's own last page is not counted.
+// How many leading positions of two jobs lie in the same pages, a multiple of kShare; the page at work is not counted.
 int64_t shared_positions(const Layout& at, const RowJob& x, const RowJob& y) {
   const int32_t *a = at.page_table + x.sequence * at.table_stride, *b = at.page_table + y.sequence * at.table_stride;
   const int64_t full = std::min(x.position, y.position) / at.page_size;
   int64_t same = 0;
   while (same < full && a[same] == b[same]) ++same;
-  return same * at.page_size / kTile * kTile;
+  return same * at.page_size / kShare * kShare;
 }
 
-// Brings tokens that begin with the same pages together: samples of one prompt, which a batch may hold apart.
+// Brings tokens together, those that begin with the same pages first: samples of one prompt, which a batch may hold apart.
 void group_tokens(const Attention& a, Work& work) {
   auto& [jobs, groups] = work;
   const auto first_page = [&](const RowJob& job) { return a.layout.page_table[job.sequence * a.layout.table_stride]; };
@@ -92,11 +92,11 @@ void group_tokens(const Attention& a, Work& work) {
   const int64_t most = std::max<int64_t>(1, std::min(tokens, kRowsPerJob / (a.H / a.G)));
   for (size_t i = 0; i < jobs.size(); ++i) {
     const RowJob& job = jobs[i];
-    JobGroup* open = groups.empty() || job.rows != 1 || jobs[i - 1].rows != 1 ? nullptr : &groups.back();
-    const int64_t shared = open == nullptr ? 0 : shared_positions(a.layout, jobs[i - 1], job);
-    if (shared > 0 && open->jobs < most && (open->jobs == 1 || open->shared == shared)) {
-      open->jobs += 1;
-      open->shared = shared;
+    const bool follows = i > 0 && job.rows == 1 && jobs[i - 1].rows == 1 && groups.back().jobs < most;
+    const int64_t shared = follows ? shared_positions(a.layout, jobs[i - 1], job) : 0;
+    if (follows && (groups.back().jobs == 1 || groups.back().shared == shared)) {
+      groups.back().jobs += 1;
+      groups.back().shared = shared;
     } else {
       groups.push_back({int64_t(i), 1, 0});
     }

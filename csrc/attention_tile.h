@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The two small matrix products that attention consists of, forward and backward, and the loading of key tiles.
 //
-// Order of summation: a score sums over the head's elements from 0 up, an output sums over positions from 0 up, both in
-// one float32 accumulator with fused multiply-add. How many rows and vectors a call handles never enters a result, so a
-// row alone, in a batch, in a chunk of a prompt and in training has the same bits.
+// Order of summation: a score sums over the head's elements from 0 up (by pairs where the CPU multiplies bfloat16, see
+// vec.h), an output sums over positions from 0 up, both in one float32 accumulator with fused multiply-add. How many rows
+// and vectors a call handles never enters a result, so a row alone, in a batch, in a chunk of a prompt and in training has
+// the same bits.
 #pragma once
 
 #include <cstdlib>
@@ -81,43 +82,64 @@ RZERO_INLINE const float* whole(const float* p) {
   return p;
 }
 
-// out[r][j] = sum over e of a[r][e] * bt[e][j], for ROWS rows and the VECS vectors of keys from j on.
-template <int ROWS, int VECS>
-RZERO_INLINE void dots_block(const float* a, int64_t a_stride, const float* bt, int64_t E, float* out, int64_t out_stride) {
+// A score's scale is applied to the query, or, where queries are multiplied as they are, to the sum.
+struct Scale {
+  float query, sum;
+};
+template <class S>
+RZERO_INLINE Scale scale_of(float scale) {
+  return kHeld<S> == 1 ? Scale{scale, 1.f} : Scale{1.f, scale};
+}
+
+// The left operand of `dots`: out[r] = the lanes of rows[r] * scale, which is 1 where they hold pairs.
+template <class S>
+inline void load_left(const S* const* rows, int64_t count, int64_t E, int64_t stride, float scale, float* out) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t e = 0; e < E; e += kHeld<S>) {
+      const float held = lane(rows[r] + e, 1, E - e);
+      out[r * stride + e / kHeld<S>] = kHeld<S> == 1 ? held * scale : held;
+    }
+}
+
+// out[r][j] = scale * sum over e of a[r][e] * bt[e][j], for ROWS rows and the VECS vectors of keys from j on.
+template <class S, int ROWS, int VECS>
+RZERO_INLINE void dots_block(const float* a, int64_t a_stride, const float* bt, int64_t E, float scale, float* out,
+                             int64_t out_stride) {
   Vec acc[ROWS][VECS] = {};
-  for (int64_t e = 0; e < E; ++e) {
-    const float* row = whole(bt + e * kTile);
+  for (int64_t l = 0; l < lanes<S>(E); ++l) {
+    const float* row = whole(bt + l * kTile);
     Vec b[VECS];
     for (int i = 0; i < VECS; ++i) b[i] = load(row + i * kWidth);
     for (int r = 0; r < ROWS; ++r)
-      for (int i = 0; i < VECS; ++i) acc[r][i] = fma(splat(a[r * a_stride + e]), b[i], acc[r][i]);
+      for (int i = 0; i < VECS; ++i) acc[r][i] = multiply_add<S>(a[r * a_stride + l], b[i], acc[r][i]);
   }
   for (int r = 0; r < ROWS; ++r)
-    for (int i = 0; i < VECS; ++i) store(out + r * out_stride + i * kWidth, acc[r][i]);
+    for (int i = 0; i < VECS; ++i) store(out + r * out_stride + i * kWidth, acc[r][i] * splat(scale));
 }
 
-// The same for any number of rows and the first `keys` keys (rounded up) of a tile bt[E][kTile].
-template <class Next>
-inline void dots(const float* a, int64_t a_stride, int64_t rows, const float* bt, int64_t keys, int64_t E, float* out,
-                 int64_t out_stride, Next& next) {
+// The same for any number of rows and the first `keys` keys (rounded up) of a tile bt[lanes][kTile].
+template <class S, class Next>
+inline void dots(const float* a, int64_t a_stride, int64_t rows, const float* bt, int64_t keys, int64_t E, float scale,
+                 float* out, int64_t out_stride, Next& next) {
   constexpr int kFew = kWidth == 16 ? 4 : 2;  // vectors beside four rows: what fits the registers
   constexpr int kMany = kWidth == 8 ? 8 : 4;  // beside one: enough sums under way to hide a multiply-add's latency
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4)
     for (int64_t j = 0; j < keys; j += kFew * kWidth, next.fetch())
-      dots_block<4, kFew>(a + r * a_stride, a_stride, bt + j, E, out + r * out_stride + j, out_stride);
+      dots_block<S, 4, kFew>(a + r * a_stride, a_stride, bt + j, E, scale, out + r * out_stride + j, out_stride);
   for (; r + 2 <= rows; r += 2)
     for (int64_t j = 0; j < keys; j += 4 * kWidth, next.fetch())
-      dots_block<2, 4>(a + r * a_stride, a_stride, bt + j, E, out + r * out_stride + j, out_stride);
+      dots_block<S, 2, 4>(a + r * a_stride, a_stride, bt + j, E, scale, out + r * out_stride + j, out_stride);
   for (; r < rows; ++r)
     for (int64_t j = 0; j < keys; j += kMany * kWidth, next.fetch())
-      dots_block<1, kMany>(a + r * a_stride, a_stride, bt + j, E, out + r * out_stride + j, out_stride);
+      dots_block<S, 1, kMany>(a + r * a_stride, a_stride, bt + j, E, scale, out + r * out_stride + j, out_stride);
 }
 
-inline void dots(const float* a, int64_t a_stride, int64_t rows, const float* bt, int64_t keys, int64_t E, float* out,
-                 int64_t out_stride) {
+template <class S>
+inline void dots(const float* a, int64_t a_stride, int64_t rows, const float* bt, int64_t keys, int64_t E, float scale,
+                 float* out, int64_t out_stride) {
   Nothing next;
-  dots(a, a_stride, rows, bt, keys, E, out, out_stride, next);
+  dots<S>(a, a_stride, rows, bt, keys, E, scale, out, out_stride, next);
 }
 
 // Weights p of a row over positions, laid out as p[r * row + n * step].
@@ -230,7 +252,11 @@ RZERO_INLINE Row load_block_row(const fp16* p) {
 
 RZERO_INLINE void store_block_row(float* p, Row v) { memcpy(p, &v, sizeof v); }
 
-RZERO_INLINE Row fma_rows(Row a, Row b, Row c) {
+template <class S>
+RZERO_INLINE Row multiply_add_rows(Row a, Row b, Row c) {
+#if defined(__AVX512BF16__)
+  if constexpr (kHeld<S> == 2) return (Row)_mm256_dpbf16_ps((__m256)c, (__m256bh)a, (__m256bh)b);
+#endif
 #if defined(__AVX2__)
   return (Row)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
@@ -274,30 +300,32 @@ RZERO_INLINE void transpose(Row r[4]) {
 }
 #endif
 
-// out[e][j] = rows[j][e] for `count` rows; the columns up to the next multiple of kBlock repeat the last row.
-template <class S, class Next>
+// out[lane of e][j] = rows[j][e] for `count` rows; the columns up to the next multiple of kBlock repeat the last row.
+template <class S, int HELD = kHeld<S>, class Next>
 inline void load_transposed(const S* const* rows, int64_t count, int64_t E, float* out, Next& next) {
+  constexpr int64_t kStep = kBlock * HELD;
   for (int64_t j = 0; j < count; j += kBlock, next.fetch()) {
     const S* row[kBlock];
     for (int i = 0; i < kBlock; ++i) row[i] = rows[smaller(j + i, count - 1)];
     int64_t e = 0;
-    for (; e + kBlock <= E; e += kBlock) {
+    float* to = out + j;
+    for (; e + kStep <= E; e += kStep, to += kBlock * kTile) {
       Row block[kBlock];  // in registers, which takes loops without an end to test
 #pragma GCC unroll 8
-      for (int i = 0; i < kBlock; ++i) block[i] = load_block_row(row[i] + e);
+      for (int i = 0; i < kBlock; ++i) block[i] = load_block_row(as_lanes<S, HELD>(row[i] + e));
       transpose(block);
 #pragma GCC unroll 8
-      for (int i = 0; i < kBlock; ++i) memcpy(out + (e + i) * kTile + j, &block[i], sizeof block[i]);
+      for (int i = 0; i < kBlock; ++i) memcpy(to + i * kTile, &block[i], sizeof block[i]);
     }
-    for (; e < E; ++e)
-      for (int i = 0; i < kBlock; ++i) out[e * kTile + j + i] = to_float(row[i][e]);
+    for (; e < E; e += HELD, to += kTile)
+      for (int i = 0; i < kBlock; ++i) to[i] = lane<S, HELD>(row[i] + e, 1, E - e);
   }
 }
 
-template <class S>
+template <class S, int HELD = kHeld<S>>
 inline void load_transposed(const S* const* rows, int64_t count, int64_t E, float* out) {
   Nothing next;
-  load_transposed(rows, count, E, out, next);
+  load_transposed<S, HELD>(rows, count, E, out, next);
 }
 
 // out[j][e] = rows[j][e] * scale, each row padded with zeros to `padded` elements.

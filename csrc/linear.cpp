@@ -24,43 +24,6 @@ constexpr int kColumns = 2 * kWidth;
 constexpr int64_t kDepth = 256;
 constexpr int64_t kSerialWork = 1 << 16;  // multiply-adds; below, waking the other threads costs more than they save
 
-// k's in one lane of a packed operand: its value as a float, or a pair of bfloat16.
-template <class S>
-constexpr int kHeld = 1;
-
-// What is packed of `count` k's (kHeld or fewer) that lie `stride` apart.
-template <class S>
-RZERO_INLINE float lane(const S* p, int64_t, int64_t count) {
-  return count > 0 ? to_float(*p) : 0.f;
-}
-
-template <class S>
-RZERO_INLINE Vec multiply_add(float a, Vec b, Vec sum) {
-  return fma(splat(a), b, sum);
-}
-
-#if defined(__AVX512BF16__)
-template <>
-constexpr int kHeld<bf16> = 2;
-
-RZERO_INLINE float lane(const bf16* p, int64_t stride, int64_t count) {
-  const uint32_t low = count > 0 ? p->bits : 0, high = count > 1 ? p[stride].bits : 0, both = low | high << 16;
-  float held;
-  memcpy(&held, &both, sizeof held);
-  return held;
-}
-
-template <>
-RZERO_INLINE Vec multiply_add<bf16>(float a, Vec b, Vec sum) {
-  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
-}
-#endif
-
-template <class S>
-RZERO_INLINE int64_t lanes(int64_t K) {
-  return (K + kHeld<S> - 1) / kHeld<S>;
-}
-
 // out[lane of k][r] = a(first + r, k), zero past the last row.
 template <class S>
 void pack_rows(const S* a, int64_t row, int64_t column, int64_t rows, int64_t K, float* out) {
@@ -162,12 +125,7 @@ void pack_dense(const bf16* b, int64_t row, int64_t columns, int64_t K, float* o
   }
 }
 
-RZERO_INLINE const float* as_lanes(const bf16* b) { return (const float*)b; }
 #endif
-template <class S>
-RZERO_INLINE const S* as_lanes(const S* b) {
-  return b;
-}
 
 // The same, whichever of the two strides is 1.
 template <class S>

@@ -72,10 +72,10 @@ void expand(const Lora& lora, const LoraPart& part, int64_t first, float* bt, fl
   const int64_t count = smaller(kTile, part.columns - first);
   const S* rows[kTile];
   for (int64_t n = 0; n < count; ++n) rows[n] = (const S*)part.b + (first + n) * part.rank;
-  load_transposed(rows, count, part.rank, bt);
+  load_transposed<S, 1>(rows, count, part.rank, bt);  // as floats, which u are
   for (int64_t from = 0; from < part.rows; from += kRows) {
     const int64_t here = smaller(kRows, part.rows - from);
-    dots(part.u + from * part.rank, part.rank, here, bt, count, part.rank, out, kTile);
+    dots<float>(part.u + from * part.rank, part.rank, here, bt, count, part.rank, 1.f, out, kTile);
     for (int64_t t = 0; t < here; ++t) {
       S* y = (S*)lora.y + (part.first_row + from + t) * lora.y_stride + part.first_column + first;
       for (int64_t n = 0; n < count; n += kWidth)

@@ -212,6 +212,50 @@ RZERO_INLINE float to_float(fp16 x) {
   return load(part)[0];
 }
 
+// Operands of a sum of products are held in lanes of 32 bits: one element as a float, or, where the CPU multiplies bfloat16,
+// two of them as they are, whose products it adds at once, the second one first.
+template <class S>
+constexpr int kHeld = 1;
+#if defined(__AVX512BF16__)
+template <>
+constexpr int kHeld<bf16> = 2;
+#endif
+
+template <class S>
+RZERO_INLINE int64_t lanes(int64_t elements) {
+  return (elements + kHeld<S> - 1) / kHeld<S>;
+}
+
+// The lane of the first elements of `count` that lie `stride` apart; what is missing is zero.
+template <class S, int HELD = kHeld<S>>
+RZERO_INLINE float lane(const S* p, [[maybe_unused]] int64_t stride, int64_t count) {
+  if constexpr (HELD == 1) {
+    return count > 0 ? to_float(*p) : 0.f;
+  } else {
+    const uint32_t low = count > 0 ? p->bits : 0, high = count > 1 ? p[stride].bits : 0, both = low | high << 16;
+    float held;
+    memcpy(&held, &both, sizeof held);
+    return held;
+  }
+}
+
+// Neighbouring elements as lanes, where a vector load will not have to widen them.
+template <class S, int HELD = kHeld<S>>
+RZERO_INLINE auto as_lanes(const S* p) {
+  if constexpr (HELD == 1)
+    return p;
+  else
+    return (const float*)p;
+}
+
+template <class S>
+RZERO_INLINE Vec multiply_add(float a, Vec b, Vec sum) {
+#if defined(__AVX512BF16__)
+  if constexpr (kHeld<S> == 2) return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)splat(a), (__m512bh)b);
+#endif
+  return fma(splat(a), b, sum);
+}
+
 // What the value becomes when it is stored as S.
 RZERO_INLINE Vec rounded_to(const float*, Vec v) { return v; }
 template <class S>

@@ -5,13 +5,14 @@ x_TK [T, K] float32, bfloat16 or float16, w_NK [N, K], bias_N [N] or None, all o
 float32, rounded once. T = 0 is legal. Gradients go to all three.
 
 The native product adds every output's terms in one order, in chains of 256, so that its bits are the same
-alone and in a batch, with any number of threads, and on every CPU that fuses multiply and add. Only bfloat16
-on a CPU that multiplies it in hardware is left to torch (oneDNN). GFLOP/s on Zen 3, 2 threads, for
-[M, 896] x [896, 9728]:
-                        M =    1     8    64   256  1024
-    float32, native           12    56    88   158   148
-    float32, MKL               2    17    47    76   146    rows padded to 16: fewer are summed otherwise
-    bfloat16, native          14    55   136   153   172    torch's own: 7 to 19
+alone and in a batch, with any number of threads, and on every CPU that fuses multiply and add. A CPU that
+multiplies bfloat16 in hardware (AVX512-BF16) does so, in pairs; bits of that type are its own. GFLOP/s with
+2 threads for [M, 896] x [896, 9728]:
+                              M =    1     8    64   256  1024
+    Zen 4, bfloat16, native         16   115   299   381   217    oneDNN: 13, 96, 285, 382, 215
+    Zen 3, float32, native          12    56    88   158   148
+    Zen 3, float32, MKL              2    17    47    76   146    rows padded to 16: fewer are summed otherwise
+    Zen 3, bfloat16, native         14    55   136   153   172    torch's own: 7 to 19
 
 On a GPU the default is torch's product, the reference, whose rows do depend on how many there are; where they
 must not, ask for "triton".
