@@ -24,6 +24,8 @@ constexpr int kColumns = 2 * kWidth;
 constexpr int64_t kDepth = 256;
 constexpr int64_t kSerialWork = 1 << 16;  // multiply-adds; below, waking the other threads costs more than they save
 
+RZERO_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // out[lane of k][r] = a(first + r, k), zero past the last row.
 template <class S>
 void pack_rows(const S* a, int64_t row, int64_t column, int64_t rows, int64_t K, float* out) {
@@ -161,54 +163,48 @@ struct Product {
   int64_t y_stride;
 };
 
-// Sums of R rows by the kColumns columns from `first` on, plus the bias, rounded once.
-template <int R, class S>
-RZERO_INLINE void finish(const Product<S>& p, int64_t row, int64_t first, const float (&total)[R][kColumns]) {
+// The sums of a row, by the kColumns columns from `first` on, plus the bias, rounded once.
+template <class S>
+RZERO_INLINE void finish(const Product<S>& p, int64_t row, int64_t first, const float* total) {
   const int64_t columns = p.N - first < kColumns ? p.N - first : kColumns;
   float shift[kColumns] = {};
   for (int64_t c = 0; p.bias && c < columns; ++c) shift[c] = to_float(p.bias[first + c]);
-  for (int r = 0; r < R; ++r) {
-    S* y = p.y + (row + r) * p.y_stride + first;
-    store(y, load(total[r]) + load(shift), columns);
-    if (columns > kWidth) store(y + kWidth, load(total[r] + kWidth) + load(shift + kWidth), columns - kWidth);
-  }
+  S* y = p.y + row * p.y_stride + first;
+  store(y, load(total) + load(shift), columns);
+  if (columns > kWidth) store(y + kWidth, load(total + kWidth) + load(shift + kWidth), columns - kWidth);
 }
 
-// The chains of R rows one after the other: `steps(l, a, sum)` adds what comes at lane l, for `kStep` of them.
-template <int R, int kStep, class S, class Steps>
-RZERO_INLINE void add_chains(const Product<S>& p, const float* a, float (&total)[R][kColumns], const Steps& steps) {
-  constexpr int64_t kChain = kDepth / kHeld<S>;
-  const int64_t end = lanes<S>(p.K);
-  for (int64_t first = 0; first < end; first += kChain) {
-    Vec sum[R][2] = {};
-    for (int64_t l = first; l < end && l < first + kChain; l += kStep) steps(l, a + l * kRows, sum);
+// Adds the chain of `count` lanes to the sums of R rows: `steps(l, sum)` adds what comes at lane l, for `kStep` of them.
+template <int R, int kStep, class Steps>
+RZERO_INLINE void add_chain(int64_t count, float* total, const Steps& steps) {
+  Vec sum[R][2] = {};
+  for (int64_t l = 0; l < count; l += kStep) steps(l, sum);
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      store(total[r], load(total[r]) + sum[r][0]);
-      store(total[r] + kWidth, load(total[r] + kWidth) + sum[r][1]);
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int half = 0; half < kColumns; half += kWidth) {
+      float* at = total + r * kColumns + half;
+      store(at, load(at) + sum[r][half / kWidth]);
     }
-  }
 }
 
-// R rows from `row` on by a packed panel.
-template <int R, class S>
-void tile(const Product<S>& p, int64_t row, int64_t first, const float* a, const float* b) {
-  float total[R][kColumns] = {};
-  add_chains<R, 1>(p, a, total, [&](int64_t l, const float* x, Vec (&sum)[R][2]) {
+// A chain of R rows by a packed panel.
+template <class S, int R>
+void tile(int64_t count, const float* a, const float* b, float* total) {
+  add_chain<R, 1>(count, total, [&](int64_t l, Vec (&sum)[R][2]) {
     const Vec left = load(b + l * kColumns), right = load(b + l * kColumns + kWidth);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      sum[r][0] = multiply_add<S>(x[r], left, sum[r][0]);
-      sum[r][1] = multiply_add<S>(x[r], right, sum[r][1]);
+      sum[r][0] = multiply_add<S>(a[l * kRows + r], left, sum[r][0]);
+      sum[r][1] = multiply_add<S>(a[l * kRows + r], right, sum[r][1]);
     }
   });
-  finish<R>(p, row, first, total);
 }
 
-template <int R, class S>
-void tile_of(const Product<S>& p, int64_t row, int64_t first, const float* a, const float* b) {
-  if (p.M - row >= R) return tile<R>(p, row, first, a, b);
-  if constexpr (R > 1) tile_of<R - 1>(p, row, first, a, b);
+template <class S, int R = kRows>
+RZERO_INLINE void tile_of(int64_t rows, int64_t count, const float* a, const float* b, float* total) {
+  if (rows >= R) return tile<S, R>(count, a, b, total);
+  if constexpr (R > 1) tile_of<S, R - 1>(rows, count, a, b, total);
 }
 
 // All rows, if they are at most R, by a whole panel that is not packed: columns are used once. Returns whether it could.
@@ -221,38 +217,53 @@ bool multiply_few([[maybe_unused]] const Product<S>& p, [[maybe_unused]] int64_t
     if constexpr (R > 1)
       if (p.M < R) return multiply_few<R - 1>(p, first, a);
     const S* b = p.b + first * column;
-    float total[R][kColumns] = {};
-    add_chains<R, 8>(p, a, total, [&](int64_t k, const float* x, Vec (&sum)[R][2]) {
-      fetch_next(b, column, k);
-      each_k(b + k, column, [&](int i, int half, __m256 eight) {
+    float total[R * kColumns] = {};
+    for (int64_t from = 0; from < p.K; from += kDepth)
+      add_chain<R, 8>(smaller(kDepth, p.K - from), total, [&](int64_t k, Vec (&sum)[R][2]) {
+        k += from;
+        fetch_next(b, column, k);
+        each_k(b + k, column, [&](int i, int half, __m256 eight) {
 #pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) sum[r][half] = multiply_add<S>(x[i * kRows + r], (Vec)eight, sum[r][half]);
+          for (int r = 0; r < R; ++r) sum[r][half] = multiply_add<S>(a[(k + i) * kRows + r], (Vec)eight, sum[r][half]);
+        });
       });
-    });
-    finish<R>(p, 0, first, total);
+    for (int r = 0; r < R; ++r) finish(p, r, first, total + r * kColumns);
     return true;
   }
 #endif
   return false;
 }
 
+// All rows by a packed panel, a chain at a time: its part of the panel stays in the first cache.
 template <class S>
-void product(const Product<S>& p, float* packed_rows, float* packed_columns) {
+void multiply(const Product<S>& p, int64_t first, const float* rows, const float* panel, float* total) {
+  constexpr int64_t kChain = kDepth / kHeld<S>;
+  const int64_t end = lanes<S>(p.K);
+  memset(total, 0, p.M * kColumns * sizeof(float));
+  for (int64_t from = 0; from < end; from += kChain)
+    for (int64_t row = 0; row < p.M; row += kRows)
+      tile_of<S>(p.M - row, smaller(kChain, end - from), rows + row * end + from * kRows, panel + from * kColumns,
+                 total + row * kColumns);
+  for (int64_t row = 0; row < p.M; ++row) finish(p, row, first, total + row * kColumns);
+}
+
+template <class S>
+void product(const Product<S>& p, float* packed_rows, float* scratch) {
   const int64_t row_tiles = (p.M + kRows - 1) / kRows, column_tiles = (p.N + kColumns - 1) / kColumns;
-  const int64_t row_lanes = kRows * lanes<S>(p.K);
+  const int64_t end = lanes<S>(p.K);
 #pragma omp parallel if (p.M * p.N * p.K > kSerialWork)
   {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < row_tiles; ++i)
       pack_rows(p.a + i * kRows * p.a_strides[0], p.a_strides[0], p.a_strides[1], p.M - i * kRows, p.K,
-                packed_rows + i * row_lanes);
-    float* panel = packed_columns + omp_get_thread_num() * kColumns * lanes<S>(p.K);
-#pragma omp for schedule(dynamic, 2)
+                packed_rows + i * kRows * end);
+    float* panel = scratch + omp_get_thread_num() * kColumns * (end + p.M);
+#pragma omp for schedule(dynamic, 1)
     for (int64_t j = 0; j < column_tiles; ++j) {
-      const int64_t first = j * kColumns, columns = p.N - first < kColumns ? p.N - first : kColumns;
+      const int64_t first = j * kColumns, columns = smaller(kColumns, p.N - first);
       if (multiply_few<kRows>(p, first, packed_rows)) continue;
       pack_columns(p.b + first * p.b_strides[1], p.b_strides[0], p.b_strides[1], columns, p.K, panel);
-      for (int64_t i = 0; i < row_tiles; ++i) tile_of<kRows>(p, i * kRows, first, packed_rows + i * row_lanes, panel);
+      multiply(p, first, packed_rows, panel, panel + kColumns * end);
     }
   }
 }
@@ -261,12 +272,12 @@ void product(const Product<S>& p, float* packed_rows, float* packed_columns) {
 
 void linear_product(int code, const int64_t* sizes, const void* a, const int64_t* a_strides, const void* b,
                     const int64_t* b_strides, const void* bias, void* y, int64_t y_stride, float* packed_rows,
-                    float* packed_columns) {
+                    float* scratch) {
   by_type(code, [&](auto zero) {
     using S = decltype(zero);
     product(Product<S>{sizes[0], sizes[1], sizes[2], (const S*)a, a_strides, (const S*)b, b_strides, (const S*)bias, (S*)y,
                        y_stride},
-            packed_rows, packed_columns);
+            packed_rows, scratch);
   });
 }
 

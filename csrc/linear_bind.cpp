@@ -10,14 +10,13 @@
 #include "bind.h"
 
 RZERO_KERNEL(linear_product, int code, const int64_t* sizes, const void* a, const int64_t* a_strides, const void* b,
-             const int64_t* b_strides, const void* bias, void* y, int64_t y_stride, float* packed_rows,
-             float* packed_columns)
+             const int64_t* b_strides, const void* bias, void* y, int64_t y_stride, float* packed_rows, float* scratch)
 
 namespace rzero {
 namespace {
 
-// Multiples of the row tiles of every instruction set; widened to float, such a block stays within the caches.
-constexpr int64_t kRowBlock = 480;
+// A multiple of the row tiles of every instruction set; such a block stays within the second cache where K is not large.
+constexpr int64_t kRowBlock = 240;
 constexpr int64_t kMostColumns = 32;  // of a panel, on the widest instruction set
 
 // (M, N, K), and an operand as (address, row stride, column stride).
@@ -29,11 +28,12 @@ void product(int code, const Sizes& sizes, const Operand& a, const Operand& b, A
   const auto [M, N, K] = sizes;
   const int64_t width = code == 0 ? 4 : 2;
   const std::unique_ptr<float[]> rows(new float[(std::min(M, kRowBlock) + 12) * K]);
-  const std::unique_ptr<float[]> columns(new float[omp_get_max_threads() * kMostColumns * K]);
+  // A panel and its sums for every thread.
+  const std::unique_ptr<float[]> scratch(new float[omp_get_max_threads() * kMostColumns * (K + std::min(M, kRowBlock))]);
   for (int64_t first = 0; first < M; first += kRowBlock) {
     const int64_t block[] = {std::min(kRowBlock, M - first), N, K};
     RZERO_CALL(linear_product, code, block, at(a[0] + first * a[1] * width), a.data() + 1, at(b[0]), b.data() + 1,
-               at(bias), at(y + first * y_stride * width), y_stride, rows.get(), columns.get());
+               at(bias), at(y + first * y_stride * width), y_stride, rows.get(), scratch.get());
   }
 }
 

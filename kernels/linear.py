@@ -11,7 +11,7 @@ multiplies bfloat16 in hardware (AVX512-BF16) does so, in pairs; bits of that ty
                               M =    1     8    64   256  1024
     Zen 4, bfloat16, native         16   115   299   381   217    oneDNN: 13, 96, 285, 382, 215
     Zen 3, float32, native          12    56    88   158   148
-    Zen 3, float32, MKL              2    17    47    76   146    rows padded to 16: fewer are summed otherwise
+    Zen 3, float32, MKL              2    17    47    76   146    fewer than 16 rows are padded
     Zen 3, bfloat16, native         14    55   136   153   172    torch's own: 7 to 19
 
 On a GPU the default is torch's product, the reference, whose rows do depend on how many there are; where they
