@@ -17,7 +17,6 @@ namespace RZERO_ISA {
 namespace {
 
 RZERO_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-RZERO_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // One allocation per thread and call, cut into aligned parts.
 struct Part {

@@ -24,8 +24,6 @@ constexpr int kColumns = 2 * kWidth;
 constexpr int64_t kDepth = 256;
 constexpr int64_t kSerialWork = 1 << 16;  // multiply-adds; below, waking the other threads costs more than they save
 
-RZERO_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // out[lane of k][r] = a(first + r, k), zero past the last row.
 template <class S>
 void pack_rows(const S* a, int64_t row, int64_t column, int64_t rows, int64_t K, float* out) {
@@ -126,7 +124,6 @@ void pack_dense(const bf16* b, int64_t row, int64_t columns, int64_t K, float* o
     _mm512_storeu_si512(out + kWidth, _mm512_permutex2var_epi16(low, odd, high));
   }
 }
-
 #endif
 
 // The same, whichever of the two strides is 1.
@@ -166,7 +163,7 @@ struct Product {
 // The sums of a row, by the kColumns columns from `first` on, plus the bias, rounded once.
 template <class S>
 RZERO_INLINE void finish(const Product<S>& p, int64_t row, int64_t first, const float* total) {
-  const int64_t columns = p.N - first < kColumns ? p.N - first : kColumns;
+  const int64_t columns = smaller(kColumns, p.N - first);
   float shift[kColumns] = {};
   for (int64_t c = 0; p.bias && c < columns; ++c) shift[c] = to_float(p.bias[first + c]);
   S* y = p.y + row * p.y_stride + first;

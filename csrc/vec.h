@@ -50,6 +50,8 @@ RZERO_INLINE void by_type(int code, const F& f) {
   f(fp16{});
 }
 
+RZERO_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 RZERO_INLINE Vec splat(float x) { return x - Vec{}; }
 
 RZERO_INLINE Vec fma(Vec a, Vec b, Vec c) {
