@@ -103,7 +103,7 @@ RZERO_INLINE void score_block(const S* const* keys, int64_t E, float scale, cons
 #pragma GCC unroll 8
       for (int i = 0; i < kBlock; ++i)
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) sum[b][r] = multiply_add_rows<S>(q[i * ROWS + r] - Row{}, block[i], sum[b][r]);
+        for (int r = 0; r < ROWS; ++r) sum[b][r] = multiply_add_rows<S>(q[i * ROWS + r], block[i], sum[b][r]);
     }
 #pragma GCC unroll 2
   for (int b = 0; b < BLOCKS; ++b)

@@ -252,14 +252,14 @@ RZERO_INLINE Row load_block_row(const fp16* p) {
 RZERO_INLINE void store_block_row(float* p, Row v) { memcpy(p, &v, sizeof v); }
 
 template <class S>
-RZERO_INLINE Row multiply_add_rows(Row a, Row b, Row c) {
+RZERO_INLINE Row multiply_add_rows(float a, Row b, Row sum) {
 #if defined(__AVX512BF16__)
-  if constexpr (kHeld<S> == 2) return (Row)_mm256_dpbf16_ps((__m256)c, (__m256bh)a, (__m256bh)b);
+  if constexpr (kHeld<S> == 2) return (Row)_mm256_dpbf16_ps((__m256)sum, (__m256bh)_mm256_set1_ps(a), (__m256bh)b);
 #endif
 #if defined(__AVX2__)
-  return (Row)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  return (Row)_mm256_fmadd_ps(_mm256_set1_ps(a), (__m256)b, (__m256)sum);
 #else
-  return fma(a, b, c);  // here a block is as wide as a vector
+  return fma(splat(a), b, sum);  // here a block is as wide as a vector
 #endif
 }
 

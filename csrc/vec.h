@@ -253,7 +253,7 @@ RZERO_INLINE auto as_lanes(const S* p) {
 template <class S>
 RZERO_INLINE Vec multiply_add(float a, Vec b, Vec sum) {
 #if defined(__AVX512BF16__)
-  if constexpr (kHeld<S> == 2) return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)splat(a), (__m512bh)b);
+  if constexpr (kHeld<S> == 2) return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
 #endif
   return fma(splat(a), b, sum);
 }

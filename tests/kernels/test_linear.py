@@ -45,3 +45,17 @@ def test_value_and_gradient_are_those_of_torch(T: int) -> None:
     (wanted.square().sum()).backward()
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_small_numbers_are_no_zeros_where_pairs_look_like_subnormal_floats(instruction_set: str) -> None:
+    """A pair of bfloat16 whose second one is 0 has the bits of a subnormal float, which nothing may flush."""
+    x_TK, w_NK = randn(5, 64, dtype=torch.bfloat16), randn(40, 64, dtype=torch.bfloat16, seed=1)
+    x_TK[:, 1::2] = 0
+    w_NK[3::4, 1::2] = 0
+    wanted_TN = functional.linear(x_TK.double(), w_NK.double())
+    torch.set_flush_denormal(True)
+    try:
+        y_TN = linear(x_TK, w_NK)
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(y_TN.double(), wanted_TN, rtol=2**-8, atol=1e-6)
