@@ -105,6 +105,20 @@ def test_examples_reach_the_prompt_and_a_copy_stays_with_the_run(tmp_path: Path)
     assert copied == (Problem("17+25-8", "34"), Problem("2*3+4", "10"))
 
 
+def test_a_copy_of_an_example_is_no_question(tmp_path: Path) -> None:
+    """The model in the package is not shown any, so both runs draw the same texts."""
+    file, shown = tmp_path / "mine.jsonl", ["task=test_options:Shown", f"data={tmp_path / 'notes'}"]
+    file.write_text(EXAMPLES[0])
+    loop.run(small(*shown, f"anchors={file}"), tmp_path / "before")
+    [*_, common] = [row["question"] for row in read_journal(tmp_path / "before" / "questions.jsonl")]
+    file.write_text(json.dumps({"question": common, "answer": "0"}))
+    loop.run(small(*shown, f"anchors={file}"), tmp_path / "run")
+    assert common not in [row["question"] for row in read_journal(tmp_path / "run" / "questions.jsonl")]
+    rows = read_journal(tmp_path / "run" / "metrics.jsonl")
+    [pool] = [row for row in rows if row["phase"] == "pool"]
+    assert pool["pool/invalid"] > 0
+
+
 def test_the_embedded_model_cannot_be_shown_examples(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(EXAMPLES[0])
     with pytest.raises(InputError, match="embedded model"):
