@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A few examples by people that ground the Challenger's prompt (the idea of R-Few, arXiv:2512.02472).
 
-They enter the prompt and nothing else: no reward, no label and no training question comes from them. A question
-that copies one is invalid (`rollout.usable`).
+They enter the prompt and nothing else: no reward, no label and no training question comes from them. A
+question that copies one is invalid (`rollout.usable`).
 """
 
 import json

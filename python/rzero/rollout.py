@@ -25,8 +25,8 @@ from rzero.votes import Vote, count_votes, or_both_say_no
 # Samples on which the KL to the base is measured where the loss does not hold it.
 KL_SAMPLES = 16
 
-# A question with this BLEU to an example for the Challenger is a copy of it. Of 151 questions of a 0.5B model,
-# copies had 0.78 and more, other questions on the same pattern 0.57 and less.
+# A question with this BLEU to an example for the Challenger is a copy of it. Of 151 questions of a 0.5B
+# model, copies had 0.78 and more, other questions on the same pattern 0.57 and less.
 COPIED = 0.7
 
 # What is added up over the updates of a step; all else is a mean.
