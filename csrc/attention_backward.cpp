@@ -15,7 +15,7 @@ namespace {
 // A block of query rows (q already scaled) against a tile of keys: p and ds, [rows][kTile].
 struct Block {
   float *q, *grad_o;               // [rows][padded]
-  float *q_left, *grad_o_left;     // the same as left operands of `dots`
+  float *q_left, *grad_o_left;     // as left operands of `dots`: the same memory where these are floats
   float *largest, *inverse, *delta;  // [rows]
   float *p, *ds;                   // [rows][kTile]
   const void** rows;
@@ -33,10 +33,10 @@ int64_t load_block(const Attention& a, const AttentionGrad& grad, int64_t first_
   const S** address = (const S**)b.rows;
   const int64_t rows = find_queries<S>(a, a.q, first_row, tokens, g, address);
   load_rows(address, rows, a.E, padded, a.scale, b.q);
-  load_left(address, rows, a.E, padded, scale_of<S>(a.scale).query, b.q_left);
+  if constexpr (kHeld<S> != 1) load_left(address, rows, a.E, padded, 1.f, b.q_left);
   find_queries<S>(a, grad.grad_o, first_row, tokens, g, address);
   load_rows(address, rows, a.E, padded, 1.f, b.grad_o);
-  load_left(address, rows, a.E, padded, 1.f, b.grad_o_left);
+  if constexpr (kHeld<S> != 1) load_left(address, rows, a.E, padded, 1.f, b.grad_o_left);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t at = (first_row + r / R) * a.H + g * R + r % R;
     b.largest[r] = a.softmax[2 * at];
@@ -204,6 +204,7 @@ void backward(const Attention& a, const AttentionGrad& grad) {
                    {&key_sums.k, kTile * padded},
                    {&key_sums.v, kTile * padded},
                    {&key_sums.part, kTile * padded}});
+    if constexpr (kHeld<S> == 1) b.q_left = b.q, b.grad_o_left = b.grad_o;
     b.rows = (const void**)malloc(rows * sizeof(void*));
     // The barrier after this loop matters: the second pass reads every row's delta.
 #pragma omp for schedule(dynamic, 1)

@@ -90,16 +90,6 @@ RZERO_INLINE Scale scale_of(float scale) {
   return kHeld<S> == 1 ? Scale{scale, 1.f} : Scale{1.f, scale};
 }
 
-// The left operand of `dots`: out[r] = the lanes of rows[r] * scale, which is 1 where they hold pairs.
-template <class S>
-inline void load_left(const S* const* rows, int64_t count, int64_t E, int64_t stride, float scale, float* out) {
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t e = 0; e < E; e += kHeld<S>) {
-      const float held = lane(rows[r] + e, 1, E - e);
-      out[r * stride + e / kHeld<S>] = kHeld<S> == 1 ? held * scale : held;
-    }
-}
-
 // out[r][j] = scale * sum over e of a[r][e] * bt[e][j], for ROWS rows and the VECS vectors of keys from j on.
 template <class S, int ROWS, int VECS>
 RZERO_INLINE void dots_block(const float* a, int64_t a_stride, const float* bt, int64_t E, float scale, float* out,
@@ -341,6 +331,14 @@ template <class S>
 inline void load_rows(const S* const* rows, int64_t count, int64_t E, int64_t padded, float scale, float* out) {
   Nothing next;
   load_rows(rows, count, E, padded, scale, out, next);
+}
+
+// The left operand of `dots`: the lanes of the rows. The scale, see scale_of, is 1 where they hold pairs.
+template <class S>
+inline void load_left(const S* const* rows, int64_t count, int64_t E, int64_t padded, float scale, float* out) {
+  if constexpr (kHeld<S> == 1) return load_rows(rows, count, E, padded, scale, out);
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t l = 0; l < lanes<S>(E); ++l) out[r * padded + l] = lane(rows[r] + l * kHeld<S>, 1, E - l * kHeld<S>);
 }
 
 // Addresses of the keys (or values) at `count` positions of a sequence from `first` on, for one key head.

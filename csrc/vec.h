@@ -2,7 +2,8 @@
 // Vectors of floats as wide as the instruction set, loads and stores that convert, a fixed-order sum, exp.
 //
 // Results do not depend on the width: sums use a fixed number of lanes, and the compiler may not fuse what we did not
-// (-ffp-contract=off). So AVX2, AVX-512 and Arm agree bit for bit; plain x86-64 has no fused multiply-add and differs.
+// (-ffp-contract=off). So AVX2, AVX-512 and Arm agree bit for bit; plain x86-64 has no fused multiply-add and differs, and
+// so do products of bfloat16 where the CPU makes them (kHeld).
 #pragma once
 
 #include <cstddef>
