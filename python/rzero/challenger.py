@@ -40,8 +40,10 @@ VOTES = "votes.jsonl"
 def step(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
     """One GRPO step of the Challenger; returns its metrics. `earlier`: the questions of the pools before."""
     settings = run.config.challenger
-    drawn = draw_questions(run, unit, settings.questions_per_step, settings.sampling)
-    parsed = [usable(run, sample.text) for sample in drawn.samples]
+    # What is compared with each other is drawn from one prompt.
+    group = settings.group or settings.questions_per_step
+    drawn = draw_questions(run, unit, settings.questions_per_step, settings.sampling, group)
+    parsed = [usable(run, sample.text) for part in drawn for sample in part.samples]
     valid = [question for question in parsed if isinstance(question, Question)]
     votes, answers = vote_once(run, unit, valid)
 
@@ -61,14 +63,8 @@ def step(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
     )
 
     dropped = failed if settings.failed_vote == "drop" else set()
-    trusted = [index for index in range(len(parsed)) if index not in dropped]
-    group = settings.group or settings.questions_per_step
-    scored = Scored(
-        Draw(drawn.prompt_ids, [drawn.samples[index] for index in trusted]),
-        [rewards[index] for index in trusted],
-        [index // group for index in trusted],
-    )
-    trained = train(run, run.challenger, [scored], settings, settings.sampling.temperature)
+    scored = by_prompt(drawn, rewards, group, dropped)
+    trained = train(run, run.challenger, scored, settings, settings.sampling.temperature)
     if run.config.pool.reuse_votes and unit.step == settings.steps:
         run.folder.append(VOTES, voted_rows(run, unit, valid, votes, answers))
 
@@ -77,13 +73,26 @@ def step(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
         "reward_mean": mean(rewards),
         "largest_cluster": max(Counter(cluster).values(), default=0),
         "agreement_counts": agreement_counts(votes, settings.votes),
-        "dropped": len(parsed) - len(trusted),
+        "dropped": len(dropped),
         "similarity_to_earlier": mean(likeness) if likeness else None,
-        "kl_to_base": kl_to_base(run, [drawn], settings, trained),
+        "kl_to_base": kl_to_base(run, drawn, settings, trained),
         "answer_length_mean": sample_metrics(answers)["length_mean"],
     }
-    metrics |= sample_metrics([drawn]) | trained | run.task.counters()
-    return {"tokens_sampled": tokens([drawn, *answers])} | named("challenger", metrics)
+    metrics |= sample_metrics(drawn) | trained | run.task.counters()
+    return {"tokens_sampled": tokens([*drawn, *answers])} | named("challenger", metrics)
+
+
+def by_prompt(drawn: Sequence[Draw], rewards: Sequence[float], group: int, dropped: set[int]) -> list[Scored]:
+    """The samples of each prompt with their rewards, without those `dropped`; numbers count over the step."""
+    scored, begin = [], 0
+    for part in drawn:
+        places = [begin + place for place in range(len(part.samples)) if begin + place not in dropped]
+        left = Draw(part.prompt_ids, [part.samples[place - begin] for place in places])
+        if places:
+            worth = [rewards[place] for place in places]
+            scored.append(Scored(left, worth, [place // group for place in places]))
+        begin += len(part.samples)
+    return scored
 
 
 def vote_once(run: Run, unit: Unit, questions: Sequence[Question]) -> tuple[list[Vote], list[Draw]]:

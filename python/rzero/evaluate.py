@@ -91,7 +91,7 @@ def answer(run: Run, name: str, problems: Sequence[Problem], sampling: Sampling,
     request = Request(
         prompts=[run.task.solver_prompt(run.tokenizer, problem.question) for problem in problems],
         seeds=[run.seed(Unit(0, "evaluation", 1), name, index) for index in range(len(problems))],
-        n=n,
+        n=[n] * len(problems),
         sampling=sampling,
         stop=run.task.solver_stop(),
         what="answers",

@@ -49,8 +49,9 @@ def build(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
     settings = run.config.pool
     reused = voted_before(run, unit.iteration) if settings.reuse_votes else []
     saved = run.config.challenger.questions_per_step if reused else 0
-    drawn = draw_questions(run, unit, max(settings.candidates - saved, 0), settings.sampling)
-    parsed = [usable(run, sample.text) for sample in drawn.samples]
+    new = max(settings.candidates - saved, 0)
+    drawn = draw_questions(run, unit, new, settings.sampling, run.config.anchors_every)
+    parsed = [usable(run, sample.text) for part in drawn for sample in part.samples]
     invalid = Counter(question.reason for question in parsed if isinstance(question, Invalid))
     known = {run.task.canonical(voted.question.text) for voted in reused}
     questions: dict[str, Question] = {}
@@ -74,7 +75,7 @@ def build(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
     }
     metrics |= pool_metrics(run, asked, rows, earlier)
     metrics |= sample_metrics(answers) | run.task.counters()
-    return {"tokens_sampled": tokens([drawn, *answers])} | named("pool", metrics)
+    return {"tokens_sampled": tokens([*drawn, *answers])} | named("pool", metrics)
 
 
 def question_row(run: Run, unit: Unit, index: int, voted: Voted) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rzero.anchors import shown
 from rzero.diversity import nearest_earlier
 from rzero.engine.engine import Engine
 from rzero.engine.grpo import TrainConfig, TrainGroup
-from rzero.engine.outputs import Sample
+from rzero.engine.outputs import RequestOutput, Sample
 from rzero.engine.sampling import SamplingParams
 from rzero.engine.tokenizer import Tokenizer
 from rzero.observer import Observer
@@ -81,11 +81,11 @@ class Draw(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What to draw: prompts, one seed for each, n samples from each, how, and what they are called."""
+    """What to draw: prompts, a seed and a number of samples for each, how, and what they are called."""
 
     prompts: Sequence[list[int]]
     seeds: Sequence[int]
-    n: int
+    n: Sequence[int]
     sampling: Sampling
     stop: tuple[str, ...]
     what: str
@@ -96,7 +96,7 @@ def draw(run: Run, role: str, request: Request) -> list[Draw]:
     how = request.sampling
     params = [
         SamplingParams(
-            n=request.n,
+            n=n,
             temperature=how.temperature,
             top_p=how.top_p,
             top_k=how.top_k,
@@ -104,32 +104,44 @@ def draw(run: Run, role: str, request: Request) -> list[Draw]:
             stop=request.stop,
             seed=seed,
         )
-        for seed in request.seeds
+        for seed, n in zip(request.seeds, request.n, strict=True)
     ]
     done = 0
 
-    def count(output: object) -> None:
+    def count(output: RequestOutput) -> None:
         nonlocal done
-        done += request.n
-        run.observer.on_progress(done, len(request.prompts) * request.n, request.what)
+        done += len(output.samples)
+        run.observer.on_progress(done, sum(request.n), request.what)
 
     outputs = run.engine.generate(list(request.prompts), params, role=role, on_output=count)
     return [Draw(list(output.prompt_token_ids), output.samples) for output in outputs]
 
 
-def draw_questions(run: Run, unit: Unit, n: int, sampling: Sampling) -> Draw:
-    """n samples of the Challenger from one prompt."""
+def draw_questions(run: Run, unit: Unit, n: int, sampling: Sampling, each: int) -> list[Draw]:
+    """n samples of the Challenger, one draw for each prompt.
+
+    Without examples there is one prompt. With them every `each` samples have a prompt that shows others:
+    the questions lean on what they were shown.
+    """
     if n == 0:
-        return Draw([], [])
-    if run.anchors:
-        examples = shown(run.anchors, run.config.anchors_shown, run.seed(unit, "examples"))
-        prompt = run.task.challenger_prompt(run.tokenizer, examples)
-    else:
-        prompt = run.task.challenger_prompt(run.tokenizer)
-    request = Request(
-        [prompt], [run.seed(unit, "questions")], n, sampling, run.task.challenger_stop(), "questions"
+        return []
+    each = each if run.anchors else n
+    counts = [min(each, n - begin) for begin in range(0, n, each)]
+    prompts = [challenger_prompt(run, unit, index) for index in range(len(counts))]
+    seeds = [run.seed(unit, "questions", index) for index in range(len(counts))]
+    return draw(
+        run,
+        run.challenger,
+        Request(prompts, seeds, counts, sampling, run.task.challenger_stop(), "questions"),
     )
-    return draw(run, run.challenger, request)[0]
+
+
+def challenger_prompt(run: Run, unit: Unit, index: int) -> list[int]:
+    """The unit's prompt of that number, with its own choice of the run's examples."""
+    if not run.anchors:
+        return run.task.challenger_prompt(run.tokenizer)
+    examples = shown(run.anchors, run.config.anchors_shown, run.seed(unit, "examples", index))
+    return run.task.challenger_prompt(run.tokenizer, examples)
 
 
 def usable(run: Run, text: str) -> Question | Invalid:
@@ -151,7 +163,7 @@ def ask_solver(run: Run, unit: Unit, questions: Sequence[str], m: int) -> tuple[
     """The vote of m answers on each question, and the answers themselves."""
     prompts = [run.task.solver_prompt(run.tokenizer, question) for question in questions]
     seeds = [run.seed(unit, "votes", index) for index in range(len(questions))]
-    request = Request(prompts, seeds, m, run.config.voting, run.task.solver_stop(), "votes")
+    request = Request(prompts, seeds, [m] * len(prompts), run.config.voting, run.task.solver_stop(), "votes")
     draws = draw(run, run.solver, request) if questions else []
     answers = [[run.task.extract_answer(sample.text) for sample in drawn.samples] for drawn in draws]
     same = or_both_say_no(run.task.same_many) if run.config.voting.same_no else run.task.same_many

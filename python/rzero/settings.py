@@ -298,7 +298,9 @@ class Settings(Section):
     anchors: str | None = None
     """JSON lines {"question", "answer"} by people, some of which the Challenger's prompt shows; null: none"""
     anchors_shown: Count = 3
-    """examples in one prompt, chosen anew for each step"""
+    """examples in one prompt, chosen at random"""
+    anchors_every: Count = 8
+    """questions of a pool from one prompt; the next ones are shown other examples"""
     data: str | None = None
     """folder of held-out sets, <name>.jsonl with {"problem", "answer"} lines, for tasks that read them"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1

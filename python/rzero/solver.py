@@ -28,7 +28,7 @@ def step(run: Run, unit: Unit, pool: Sequence[tuple[str, str]]) -> dict[str, Any
     request = Request(
         prompts=[run.task.solver_prompt(run.tokenizer, question) for question, _ in batch],
         seeds=[run.seed(unit, "answers", index) for index in range(len(batch))],
-        n=settings.samples,
+        n=[settings.samples] * len(batch),
         sampling=settings.sampling,
         stop=run.task.solver_stop(),
         what="answers",

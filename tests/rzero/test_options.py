@@ -89,17 +89,19 @@ class Shown(Arithmetic):
 def test_examples_reach_the_prompt_and_a_copy_stays_with_the_run(tmp_path: Path) -> None:
     file, notes = tmp_path / "mine.jsonl", tmp_path / "notes"
     file.write_text("\n".join(EXAMPLES))
-    settings = small("task=test_options:Shown", f"data={notes}", f"anchors={file}", "anchors_shown=1")
+    shown_one = ("anchors_shown=1", "challenger.group=8")
+    settings = small("task=test_options:Shown", f"data={notes}", f"anchors={file}", *shown_one)
     loop.run(settings, tmp_path / "alone")
     shown = notes.read_text().splitlines()
-    # Two steps and the pool.
-    assert len(shown) == 3 and set(shown) <= {"17+25-8=34 ", "2*3+4=10 "}
+    # Two steps of three groups, and a pool of 40 questions, eight from each prompt.
+    assert len(shown) == 2 * 3 + 5
+    assert set(shown[-5:]) == {"17+25-8=34 ", "2*3+4=10 "}
     with pytest.raises(Crash):
         loop.run(settings, tmp_path / "run", CrashAfter(2))
     # What the file becomes later does not reach a run that has begun.
     file.unlink()
     loop.resume(tmp_path / "run")
-    assert notes.read_text().splitlines()[3:] == shown
+    assert notes.read_text().splitlines()[len(shown) :] == shown
     assert outcome(tmp_path / "run") == outcome(tmp_path / "alone")
     copied = anchors.read(tmp_path / "run" / "anchors.jsonl", Arithmetic())
     assert copied == (Problem("17+25-8", "34"), Problem("2*3+4", "10"))
