@@ -98,7 +98,7 @@ template <class S>
 RZERO_INLINE void fetch_next(const S* b, int64_t column, int64_t k) {
   if (sizeof(S) == 4 || k % (64 / (int64_t)sizeof(S)) != 0) return;
 #pragma GCC unroll 4
-  for (int c = kColumns; c < 2 * kColumns; ++c) __builtin_prefetch(b + k + c * column);
+  for (int c = kColumns; c < 2 * kColumns; ++c) __builtin_prefetch(b + k + c * column, 0, 2);
 }
 #endif
 
