@@ -92,13 +92,13 @@ RZERO_INLINE void each_k(const S* b, int64_t column, const Use& use) {
   }
 }
 
-// Asks for the panel after this one, from the k's at hand on, a cache line of each column at a time. A panel is as many streams
-// as it has columns, each a short run; of 16-bit types, which run out soon, the hardware foresees too few.
+// Asks for the panel `ahead` columns further on, from the k's at hand on, a cache line of each column at a time. A panel is as
+// many streams as it has columns, each a short run; of 16-bit types, which run out soon, the hardware foresees too few.
 template <class S>
-RZERO_INLINE void fetch_next(const S* b, int64_t column, int64_t k) {
+RZERO_INLINE void fetch_next(const S* b, int64_t column, int64_t k, int64_t ahead) {
   if (sizeof(S) == 4 || k % (64 / (int64_t)sizeof(S)) != 0) return;
 #pragma GCC unroll 4
-  for (int c = kColumns; c < 2 * kColumns; ++c) __builtin_prefetch(b + k + c * column, 0, 2);
+  for (int c = 0; c < kColumns; ++c) __builtin_prefetch(b + k + (ahead + c) * column, 0, 2);
 }
 #endif
 
@@ -128,14 +128,15 @@ void pack_dense(const bf16* b, int64_t row, int64_t columns, int64_t K, float* o
 
 // The same, whichever of the two strides is 1.
 template <class S>
-void pack_columns(const S* b, int64_t row, int64_t column, int64_t columns, int64_t K, float* out) {
+void pack_columns(const S* b, int64_t row, int64_t column, int64_t columns, int64_t K, [[maybe_unused]] int64_t ahead,
+                  float* out) {
   if (column == 1) return pack_dense(b, row, columns, K, out);
   int64_t k = 0;
 #if defined(__AVX2__)
   constexpr int kStep = 8 * kHeld<S>;
   if (columns == kColumns && column % kHeld<S> == 0)
     for (; k + kStep <= K; k += kStep, out += 8 * kColumns) {
-      fetch_next(b, column, k);
+      fetch_next(b, column, k, ahead);
       for (int c = 0; c < kColumns; c += kBlock)
         each_k(as_lanes(b + k + c * column), column / kHeld<S>, [&](int i, int half, __m256 eight) {
           _mm256_storeu_ps(out + i * kColumns + c + half * 8, eight);
@@ -206,19 +207,20 @@ RZERO_INLINE void tile_of(int64_t rows, int64_t count, const float* a, const flo
 
 // All rows, if they are at most R, by a whole panel that is not packed: columns are used once. Returns whether it could.
 template <int R, class S>
-bool multiply_few([[maybe_unused]] const Product<S>& p, [[maybe_unused]] int64_t first, [[maybe_unused]] const float* a) {
+bool multiply_few([[maybe_unused]] const Product<S>& p, [[maybe_unused]] int64_t first, [[maybe_unused]] const float* a,
+                  [[maybe_unused]] int64_t ahead) {
 #if defined(__AVX2__)
   if constexpr (kColumns == kBlock) {
     const int64_t column = p.b_strides[1];
     if (p.M > R || p.N - first < kColumns || column == 1 || p.K % 8 != 0) return false;
     if constexpr (R > 1)
-      if (p.M < R) return multiply_few<R - 1>(p, first, a);
+      if (p.M < R) return multiply_few<R - 1>(p, first, a, ahead);
     const S* b = p.b + first * column;
     float total[R * kColumns] = {};
     for (int64_t from = 0; from < p.K; from += kDepth)
       add_chain<R, 8>(smaller(kDepth, p.K - from), total, [&](int64_t k, Vec (&sum)[R][2]) {
         k += from;
-        fetch_next(b, column, k);
+        fetch_next(b, column, k, ahead);
         each_k(b + k, column, [&](int i, int half, __m256 eight) {
 #pragma GCC unroll 6
           for (int r = 0; r < R; ++r) sum[r][half] = multiply_add<S>(a[(k + i) * kRows + r], (Vec)eight, sum[r][half]);
@@ -254,12 +256,14 @@ void product(const Product<S>& p, float* packed_rows, float* scratch) {
     for (int64_t i = 0; i < row_tiles; ++i)
       pack_rows(p.a + i * kRows * p.a_strides[0], p.a_strides[0], p.a_strides[1], p.M - i * kRows, p.K,
                 packed_rows + i * kRows * end);
+    // Panels go round among the threads: the next of this one is as many panels further on.
+    const int64_t ahead = kColumns * omp_get_num_threads();
     float* panel = scratch + omp_get_thread_num() * kColumns * (end + p.M);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t j = 0; j < column_tiles; ++j) {
       const int64_t first = j * kColumns, columns = smaller(kColumns, p.N - first);
-      if (multiply_few<kRows>(p, first, packed_rows)) continue;
-      pack_columns(p.b + first * p.b_strides[1], p.b_strides[0], p.b_strides[1], columns, p.K, panel);
+      if (multiply_few<kRows>(p, first, packed_rows, ahead)) continue;
+      pack_columns(p.b + first * p.b_strides[1], p.b_strides[0], p.b_strides[1], columns, p.K, ahead, panel);
       multiply(p, first, packed_rows, panel, panel + kColumns * end);
     }
   }
