@@ -106,6 +106,14 @@ RZERO_INLINE Vec load(const fp16* p) {
 RZERO_INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
 
 RZERO_INLINE void store(bf16* p, Vec v) {  // to nearest, ties to even
+#if defined(__AVX512BF16__)
+  constexpr int kSubnormal = 0x20;  // which the instruction takes for zero
+  if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)v, kSubnormal) == 0, 1)) {
+    const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+    memcpy(p, &half, sizeof half);
+    return;
+  }
+#endif
   const BitVec bits = (BitVec)v;
   const BitVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const BitVec quiet_nan = (bits >> 16) | 0x40;
@@ -313,8 +321,12 @@ RZERO_INLINE Vec exp(Vec x) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p, r * r, r) + 1.f;
-  const Vec power = (Vec)(((BitVec)shifted - 0x4b400000u + 127u) << 23);
-  return x < splat(-87.3f) ? Vec{} : p * power;
+#if defined(__AVX512F__)
+  const Vec result = (Vec)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);  // the plain form warns in gcc 12
+#else
+  const Vec result = p * (Vec)(((BitVec)shifted - 0x4b400000u + 127u) << 23);
+#endif
+  return x < splat(-87.3f) ? Vec{} : result;
 }
 
 }  // namespace RZERO_ISA
