@@ -12,7 +12,9 @@ logits and temperature. Row i of a batch has the bits of row i alone. A row of N
 
 Memory: the native form never holds [T, V]. Forward goes over chunks of rows, because the sum over the
 vocabulary must not depend on the chunk; backward computes the logits again, over chunks of the vocabulary, so
-that w is read once and its gradient written once (idea: Wijmans et al., Cut Your Losses, 2411.09009).
+that w is read once and its gradient written once (idea: Wijmans et al., Cut Your Losses, 2411.09009). Where w
+needs no gradient (adapters are trained), forward makes each row's gradient while it has the logits: up to its
+factor from the loss it is (w[target] - sum over v of p[v] w[v]) / temperature, [T, D] in float32.
 """
 
 from typing import Any, NamedTuple
@@ -30,6 +32,8 @@ from rzero.kernels.native import check, float_code, lib, native_why_not, needs_g
 CHUNK_BYTES = 128 << 20
 _ROWS = 16
 _COLUMNS = 64
+# Of d logits, times the head at once: the product packs its left operand, and this many columns stay near.
+_PACKED = 16384
 
 
 def log_softmax_ref(x_TV: Tensor, temperature_T1: Tensor) -> Tensor:
@@ -80,7 +84,10 @@ def _check(h_TD: Tensor, w_VD: Tensor, target_T: Tensor, temperature: float) -> 
     return code
 
 
-def _forward(h_TD: Tensor, w_VD: Tensor, target_T: Tensor, how: _How) -> _Scored:
+def _forward(
+    h_TD: Tensor, w_VD: Tensor, target_T: Tensor, how: _How, slope_TD: Tensor | None = None
+) -> _Scored:
+    """`slope_TD`, float32 zeros, takes temperature * d logp / d h."""
     code = _check(h_TD, w_VD, target_T, how.temperature)
     T, V = h_TD.shape[0], w_VD.shape[0]
     out = _Scored(torch.empty(T), torch.empty(T), torch.empty(T), torch.empty(T, dtype=torch.float64))
@@ -92,6 +99,15 @@ def _forward(h_TD: Tensor, w_VD: Tensor, target_T: Tensor, how: _How) -> _Scored
             code, len(logits_TV), V, logits_TV.data_ptr(), target_T[here].data_ptr(), how.temperature,
             *(result[here].data_ptr() for result in out),
         )  # fmt: skip
+        if slope_TD is not None:
+            grad_T = torch.full((len(logits_TV),), how.temperature)
+            lib.logprob_backward(
+                code, len(logits_TV), V, 0, logits_TV.data_ptr(), target_T[here].data_ptr(), how.temperature,
+                out.top_T[here].data_ptr(), out.mass_T[here].data_ptr(), grad_T.data_ptr(),
+            )  # fmt: skip
+            for column in range(0, V, _PACKED):
+                part = slice(column, column + _PACKED)
+                slope_TD[here] += multiply(logits_TV[:, part], w_VD[part])
     return out
 
 
@@ -145,13 +161,36 @@ class _LinearLogprob(torch.autograd.Function):
         return *grads, None, None
 
 
+class _FrozenHead(torch.autograd.Function):
+    """The head needs no gradient: one product less, because no logits are computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, h_TD: Tensor, w_VD: Tensor, target_T: Tensor, how: _How) -> Any:
+        slope_TD = torch.zeros(h_TD.shape)
+        scored = _forward(h_TD, w_VD, target_T, how, slope_TD)
+        ctx.save_for_backward(slope_TD)
+        ctx.temperature, ctx.dtype = how.temperature, h_TD.dtype
+        ctx.mark_non_differentiable(scored.entropy_T)
+        return scored.logp_T, scored.entropy_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_T: Tensor, _: Tensor) -> Any:
+        (slope_TD,) = ctx.saved_tensors
+        grad_T1 = grad_T[:, None]
+        # A token that the loss ignores has none, whatever its logits are.
+        grad_h_TD = torch.where(grad_T1 == 0, 0.0, slope_TD * (grad_T1 / ctx.temperature))
+        return grad_h_TD.to(ctx.dtype), None, None, None
+
+
 def _linear_logprob_native(
     h_TD: Tensor, w_VD: Tensor, target_T: Tensor, temperature: float = 1.0, *, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[Tensor, Tensor]:
     """`chunk_bytes` bounds the logits held at a time; it changes no log-prob."""
     how = _How(temperature, chunk_bytes)
     if needs_grad(h_TD, w_VD):
-        both: tuple[Tensor, Tensor] = _LinearLogprob.apply(h_TD, w_VD, target_T, how)
+        function = _LinearLogprob if w_VD.requires_grad else _FrozenHead
+        both: tuple[Tensor, Tensor] = function.apply(h_TD, w_VD, target_T, how)
         return both
     return _forward(h_TD, w_VD, target_T, how)[:2]
 

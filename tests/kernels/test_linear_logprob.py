@@ -79,6 +79,29 @@ def test_gradient_goes_where_it_is_asked_for(linear_logprob: Any) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("temperature", [0.05, 0.9, 30.0])
+def test_a_frozen_head_gives_the_gradient_of_a_trained_one(dtype: torch.dtype, temperature: float) -> None:
+    """More columns than one product takes; the error is that of the trained head's gradient at most."""
+    native = choose(LINEAR_LOGPROB, CPU, "native")[0]
+    h_TD, w_VD, target_T = case(70, 16, 20000, dtype)
+    weight_T = torch.linspace(-1, 2, 70)
+
+    def gradient(function: Any, h: Tensor, w: Tensor, trained: bool, **how: int) -> Tensor:
+        h, w = h.clone().requires_grad_(), w.clone().requires_grad_(trained)
+        (function(h, w, target_T, temperature, **how)[0] * weight_T).sum().backward()
+        assert h.grad is not None and h.grad.dtype == h.dtype
+        return h.grad.double()
+
+    reference = choose(LINEAR_LOGPROB, CPU, "ref")[0]
+    truth = gradient(reference, h_TD.double(), w_VD.double(), False)
+    trained = gradient(native, h_TD, w_VD, True)
+    for chunk_bytes in (128 << 20, 1):
+        frozen = gradient(native, h_TD, w_VD, False, chunk_bytes=chunk_bytes)
+        assert (frozen - truth).norm() <= 1.25 * (trained - truth).norm() + 1e-7 * truth.norm()
+
+
+@needs_native
 def test_a_token_without_weight_gives_no_gradient_even_if_its_row_is_nan() -> None:
     h_TD, w_VD, target_T = case(5, 8, 25)
     h_TD[2] = torch.nan
