@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""float16 in the native kernels: every number read and written as torch does, with any instruction set."""
+"""16-bit types in the native kernels: every number is read and written as torch does, on any instruction set."""
 
+import pytest
 import torch
 from harness import assert_same_bits, native, needs_native
 from torch import Tensor
@@ -27,16 +28,24 @@ def test_every_float16_is_read_exactly(instruction_set: str) -> None:
 
 
 @needs_native
-def test_floats_are_rounded_to_the_nearest_float16_ties_to_even(instruction_set: str) -> None:
-    """Every float16, what lies halfway to the next one, and the floats beside both."""
-    half = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
-    exact = half[half.isfinite()].float()
-    middle = (exact + torch.nextafter(half[half.isfinite()], torch.tensor(torch.inf).half()).float()) / 2
-    middle = torch.where(middle.isinf(), 65520.0, middle)  # halfway from the largest to what would come next
-    points = torch.cat((exact, middle, middle.neg(), torch.tensor([1e-30, 1e30, torch.inf, torch.nan])))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_floats_are_rounded_to_the_nearest_half_ties_to_even(
+    instruction_set: str, dtype: torch.dtype
+) -> None:
+    """Every half, what lies halfway to the next one, and the floats beside both; subnormals are no zeros."""
+    half = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    half = half[half.isfinite()]
+    exact = half.float()
+    middle = exact / 2 + torch.nextafter(half, torch.tensor(torch.inf, dtype=dtype)).float() / 2
+    # Halfway from the largest to what would come next.
+    beyond = {torch.float16: 65520.0, torch.bfloat16: (2 - 2**-8) * 2.0**127}[dtype]
+    middle = torch.where(middle.isinf(), beyond, middle)
+    points = torch.cat(
+        (exact, middle, middle.neg(), torch.tensor([1e-30, 1e30, 1e-45, torch.inf, torch.nan]))
+    )
     infinity = torch.tensor(torch.inf)
     master = torch.cat((points, torch.nextafter(points, infinity), torch.nextafter(points, -infinity)))
     for sign in (1, -1):
-        param = torch.zeros(len(master), dtype=torch.float16)
+        param = torch.zeros(len(master), dtype=dtype)
         native(ADAMW)(param, torch.zeros_like(param), *torch.zeros(2, len(master)), sign * master, IDLE)
-        assert_same_bits(as_bits(param), as_bits((sign * master).half()))
+        assert_same_bits(as_bits(param), as_bits((sign * master).to(dtype)))
