@@ -172,8 +172,8 @@ def activation_bytes(config: ModelConfig, request: MemoryRequest) -> int:
         layers = (2 * config.layers - 1) * row + kept
     else:
         layers = config.layers * kept
-    # The last norm's input; the head's, or, where that is not trained, its gradient in float32; ids, positions,
-    # rows, targets and statistics of the log-probs.
+    # The last norm's input; the head's, or, where that is not trained, its gradient in float32; ids,
+    # positions, rows, targets and statistics of the log-probs.
     ends = row + 4 * config.hidden_size + 64
     return request.micro_batch_tokens * (layers + ends)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""16-bit types in the native kernels: every number is read and written as torch does, on any instruction set."""
+"""16-bit types in the native kernels: numbers are read and written as torch does, on any instruction set."""
 
 import pytest
 import torch
