@@ -58,7 +58,7 @@ class Ahead {
   }
   RZERO_INLINE void fetch() {
     for (int64_t i = 0; i < lines_ && rows_ != end_; ++i) {
-      __builtin_prefetch(*rows_ + offset_, 0, 2);
+      fetch_line(*rows_ + offset_);
       offset_ += kLine;
       if (offset_ >= bytes_) offset_ = 0, ++rows_;
     }

@@ -98,7 +98,7 @@ template <class S>
 RZERO_INLINE void fetch_next(const S* b, int64_t column, int64_t k, int64_t ahead) {
   if (sizeof(S) == 4 || k % (64 / (int64_t)sizeof(S)) != 0) return;
 #pragma GCC unroll 4
-  for (int c = 0; c < kColumns; ++c) __builtin_prefetch(b + k + (ahead + c) * column, 0, 2);
+  for (int c = 0; c < kColumns; ++c) fetch_line(b + k + (ahead + c) * column);
 }
 #endif
 

@@ -10,7 +10,7 @@ constexpr int64_t kSerialElements = 8192;  // below this, waking the other threa
 
 // 1 / (1 + exp(-x)) with an exponential that cannot overflow.
 RZERO_INLINE Vec sigmoid(Vec x) {
-  const Vec e = exp((Vec)((BitVec)x | 0x80000000u));
+  const Vec e = exp((Vec)((BitVec)x | 0x80000000u));  // of -|x|
   return (x < Vec{} ? e : splat(1.f)) / (e + 1.f);
 }
 

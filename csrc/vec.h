@@ -51,6 +51,10 @@ RZERO_INLINE void by_type(int code, const F& f) {
   f(fp16{});
 }
 
+// Asks for a cache line, into the second cache: the first one can wait for only a few lines at once, and cold keys came at half
+// the rate or less when they were asked for there (docs/notebook.md).
+RZERO_INLINE void fetch_line(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 RZERO_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 RZERO_INLINE Vec splat(float x) { return x - Vec{}; }

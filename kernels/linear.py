@@ -9,7 +9,7 @@ alone and in a batch, with any number of threads, and on every CPU that fuses mu
 multiplies bfloat16 in hardware (AVX512-BF16) does so, in pairs; bits of that type are its own. GFLOP/s with
 2 threads for [M, 896] x [896, 9728]:
                               M =    1     8    64   256  1024
-    Zen 4, bfloat16, native         18    97   315   367   395    oneDNN: 18, 116, 334, 412, 421
+    Zen 4, bfloat16, native         24   157   349   386   404    oneDNN: 19, 116, 323, 411, 422
     Zen 3, float32, native          12    56    88   158   148
     Zen 3, float32, MKL              2    17    47    76   146    fewer than 16 rows are padded
     Zen 3, bfloat16, native         14    55   136   153   172    torch's own: 7 to 19

@@ -118,13 +118,13 @@ def _backward(
     how: _How,
     scored: _Scored,
     grad_T: Tensor,
-    needs: Any,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of h and w, each where needed."""
+    needs_h: bool,
+) -> tuple[Tensor | None, Tensor]:
+    """Gradients of h, where needed, and of w."""
     T, V = h_TD.shape[0], w_VD.shape[0]
     code = float_code("linear_logprob", "h_TD", h_TD, 2)
-    grad_h_TD = torch.zeros(h_TD.shape) if needs[0] else None
-    grad_w_VD = torch.empty(w_VD.shape, dtype=w_VD.dtype) if needs[1] else None
+    grad_h_TD = torch.zeros(h_TD.shape) if needs_h else None
+    grad_w_VD = torch.empty(w_VD.shape, dtype=w_VD.dtype)
     columns = max(_COLUMNS, how.chunk_bytes // (max(T, 1) * h_TD.element_size()) // _COLUMNS * _COLUMNS)
     buffer = torch.empty(T * min(columns, V), dtype=h_TD.dtype)
     for first in range(0, V, columns):
@@ -137,12 +137,11 @@ def _backward(
         )  # fmt: skip
         if grad_h_TD is not None:
             grad_h_TD += multiply(d_TC, w_CD)
-        if grad_w_VD is not None:
-            multiply(d_TC.t(), h_TD, out=grad_w_VD[first : first + columns])
+        multiply(d_TC.t(), h_TD, out=grad_w_VD[first : first + columns])
     return None if grad_h_TD is None else grad_h_TD.to(h_TD.dtype), grad_w_VD
 
 
-class _LinearLogprob(torch.autograd.Function):
+class _TrainedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h_TD: Tensor, w_VD: Tensor, target_T: Tensor, how: _How) -> Any:
         scored = _forward(h_TD, w_VD, target_T, how)
@@ -156,7 +155,7 @@ class _LinearLogprob(torch.autograd.Function):
     def backward(ctx: Any, grad_T: Tensor, _: Tensor) -> Any:
         h_TD, w_VD, target_T, *scored = ctx.saved_tensors
         grads = _backward(
-            h_TD, w_VD, target_T, ctx.how, _Scored(*scored), grad_T.contiguous(), ctx.needs_input_grad
+            h_TD, w_VD, target_T, ctx.how, _Scored(*scored), grad_T.contiguous(), ctx.needs_input_grad[0]
         )
         return *grads, None, None
 
@@ -189,7 +188,7 @@ def _linear_logprob_native(
     """`chunk_bytes` bounds the logits held at a time; it changes no log-prob."""
     how = _How(temperature, chunk_bytes)
     if needs_grad(h_TD, w_VD):
-        function = _LinearLogprob if w_VD.requires_grad else _FrozenHead
+        function = _TrainedHead if w_VD.requires_grad else _FrozenHead
         both: tuple[Tensor, Tensor] = function.apply(h_TD, w_VD, target_T, how)
         return both
     return _forward(h_TD, w_VD, target_T, how)[:2]

@@ -102,10 +102,12 @@ def test_a_frozen_head_gives_the_gradient_of_a_trained_one(dtype: torch.dtype, t
 
 
 @needs_native
-def test_a_token_without_weight_gives_no_gradient_even_if_its_row_is_nan() -> None:
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen head", "trained head"])
+def test_a_token_without_weight_gives_no_gradient_even_if_its_row_is_nan(trained: bool) -> None:
     h_TD, w_VD, target_T = case(5, 8, 25)
     h_TD[2] = torch.nan
     h_TD.requires_grad_()
+    w_VD.requires_grad_(trained)
     logp_T = choose(LINEAR_LOGPROB, CPU, "native")[0](h_TD, w_VD, target_T)[0]
     assert logp_T.isnan().tolist() == [False, False, True, False, False]
     torch.where(logp_T.isnan(), 0, logp_T).sum().backward()

@@ -10,11 +10,14 @@ from click.testing import CliRunner
 from small_run import Crash, CrashAfter, outcome, small
 
 from rzero import anchors, loop
+from rzero.challenger import by_prompt
 from rzero.cli import app
 from rzero.config import load_config
 from rzero.engine.errors import InputError
+from rzero.engine.outputs import Sample
 from rzero.journals import read_journal
 from rzero.rewards import challenger_rewards
+from rzero.rollout import Draw
 from rzero.settings import ChallengerSettings
 from rzero.tasks.arithmetic import Arithmetic
 from rzero.tasks.base import Problem, TaskTokenizer
@@ -89,13 +92,15 @@ class Shown(Arithmetic):
 def test_examples_reach_the_prompt_and_a_copy_stays_with_the_run(tmp_path: Path) -> None:
     file, notes = tmp_path / "mine.jsonl", tmp_path / "notes"
     file.write_text("\n".join(EXAMPLES))
-    shown_one = ("anchors_shown=1", "challenger.group=8")
+    shown_one = ("anchors_shown=1", "anchors_every=12", "challenger.group=8")
     settings = small("task=test_options:Shown", f"data={notes}", f"anchors={file}", *shown_one)
     loop.run(settings, tmp_path / "alone")
     shown = notes.read_text().splitlines()
-    # Two steps of three groups, and a pool of 40 questions, eight from each prompt.
-    assert len(shown) == 2 * 3 + 5
-    assert set(shown[-5:]) == {"17+25-8=34 ", "2*3+4=10 "}
+    # Two steps of three groups, and a pool of 40 questions, twelve from each prompt but the last.
+    assert len(shown) == 2 * 3 + 4
+    assert set(shown[-4:]) == {"17+25-8=34 ", "2*3+4=10 "}
+    rows = read_journal(tmp_path / "alone" / "metrics.jsonl")
+    assert [row["pool/candidates"] for row in rows if row["phase"] == "pool"] == [40]
     with pytest.raises(Crash):
         loop.run(settings, tmp_path / "run", CrashAfter(2))
     # What the file becomes later does not reach a run that has begun.
@@ -105,6 +110,26 @@ def test_examples_reach_the_prompt_and_a_copy_stays_with_the_run(tmp_path: Path)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "alone")
     copied = anchors.read(tmp_path / "run" / "anchors.jsonl", Arithmetic())
     assert copied == (Problem("17+25-8", "34"), Problem("2*3+4", "10"))
+
+
+def test_samples_of_several_prompts_keep_their_rewards_and_groups() -> None:
+    """Two prompts of two groups each; one sample of the first and all of the last group are dropped."""
+    names = [Sample([number], "", [0.0], [0.0], "stop") for number in range(8)]
+    drawn = [Draw([1], names[:4]), Draw([2], names[4:]), Draw([3], names[:2])]
+    scored = by_prompt(drawn, [10.0 * place for place in range(10)], 2, {1, 8, 9})
+    seen = [
+        (
+            part.drawn.prompt_ids,
+            [sample.token_ids[0] for sample in part.drawn.samples],
+            part.rewards,
+            part.group,
+        )
+        for part in scored
+    ]
+    assert seen == [
+        ([1], [0, 2, 3], [0.0, 20.0, 30.0], [0, 1, 1]),
+        ([2], [4, 5, 6, 7], [40.0, 50.0, 60.0, 70.0], [2, 2, 3, 3]),
+    ]
 
 
 def test_a_copy_of_an_example_is_no_question(tmp_path: Path) -> None:
@@ -127,7 +152,7 @@ def test_the_embedded_model_cannot_be_shown_examples(tmp_path: Path) -> None:
         loop.run(small(f"anchors={tmp_path / 'mine.jsonl'}"), tmp_path / "run")
 
 
-def test_each_step_shows_other_examples() -> None:
+def test_each_prompt_shows_other_examples() -> None:
     given = [Problem(str(n), "0") for n in range(5)]
     assert sorted(anchors.shown(given, 9, seed=1)) == given
     assert len({tuple(anchors.shown(given, 2, seed)) for seed in range(20)}) > 5
