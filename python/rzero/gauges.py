@@ -25,8 +25,9 @@ class Gauge(NamedTuple):
     metrics: tuple[str, ...]
     """names in metrics.jsonl; a row holds at most one of them"""
     is_bad_above: bool
-    against: Literal["nothing", "first", "best"] = "nothing"
-    """the value itself, its ratio to the run's first, or how far it lies below the run's best"""
+    against: Literal["nothing", "first", "best", "best of each"] = "nothing"
+    """the value itself, its ratio to the run's first, or how far it lies below the run's best; of values by
+    name, the one that lies deepest below its best"""
     hint: str = ""
     """what to make of the end it orders"""
 
@@ -67,6 +68,14 @@ GAUGES = (
         "engine.numerics: fast goes on all the same",
     ),
     Gauge("accuracy_drop", "held-out accuracy below the best", ("evaluation/accuracy",), True, "best"),
+    # A set that gains hides in the mean what another loses.
+    Gauge(
+        "set_accuracy_drop",
+        "accuracy on one held-out set below its best",
+        ("evaluation/set_accuracy",),
+        True,
+        "best of each",
+    ),
 )
 
 
@@ -104,18 +113,25 @@ def read(row: Row, before: Sequence[Row]) -> dict[str, float]:
     """Gauge -> value of one unit's metrics, given the rows of the run before it."""
     values = {}
     for gauge in GAUGES:
-        found = [float(row[name]) for name in gauge.metrics if row.get(name) is not None]
+        found = [row[name] for name in gauge.metrics if row.get(name) is not None]
         if not found:
             continue
         [value] = found
-        past = [float(old[name]) for old in before for name in gauge.metrics if old.get(name) is not None]
+        past = [old[name] for old in before for name in gauge.metrics if old.get(name) is not None]
         match gauge.against:
             case "first":
                 value = value / past[0] if past and past[0] else 1.0
             case "best":
-                value = max(past, default=value) - value
-        values[gauge.name] = value
+                value = _below(value, past)
+            case "best of each":
+                value = max(_below(value[key], [old[key] for old in past if key in old]) for key in value)
+        values[gauge.name] = float(value)
     return values
+
+
+def _below(value: float, past: Sequence[float]) -> float:
+    """How far a value lies below the best so far, its own included."""
+    return max(past, default=value) - value
 
 
 def thresholds(config: Settings, phase: str, is_exact: bool) -> GaugeSettings:

@@ -218,7 +218,8 @@ class Work:
         folder.append("evaluations.jsonl", measured.rows)
         folder.append("evaluation_answers.jsonl", measured.answers)
         self.run.observer.on_evaluation(measured.rows)
-        metrics = {"accuracy": accuracy(measured.rows)} | self.run.task.counters()
+        of_sets = set_accuracy(measured.rows)
+        metrics = {"accuracy": accuracy(of_sets), "set_accuracy": of_sets or None} | self.run.task.counters()
         return {"tokens_sampled": measured.tokens_sampled} | named("evaluation", metrics)
 
     def _save_models(self, iteration: int) -> None:
@@ -229,10 +230,14 @@ class Work:
             run.engine.save(run.challenger, run.folder.model_folder(iteration, "challenger"))
 
 
-def accuracy(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Held-out accuracy as one number: the mean over the sets of mean@k, or greedy; None without a set."""
-    values = [row["greedy"] if row["mean_at_k"] is None else row["mean_at_k"] for row in rows]
-    return sum(values) / len(values) if values else None
+def set_accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Held-out set -> mean@k, or greedy where nothing was sampled."""
+    return {row["set"]: row["greedy"] if row["mean_at_k"] is None else row["mean_at_k"] for row in rows}
+
+
+def accuracy(of_sets: Mapping[str, float]) -> float | None:
+    """Held-out accuracy as one number: the mean over the sets; None without a set."""
+    return sum(of_sets.values()) / len(of_sets) if of_sets else None
 
 
 def measured_before(main: Path) -> Measured:

@@ -286,6 +286,8 @@ class GaugeSettings(Section):
     """largest difference of sampler's and trainer's log-probs; bad above; an exact engine stops at any"""
     accuracy_drop: Threshold = Threshold(warn=0.05)
     """held-out accuracy below the best so far (mean over the sets of mean@k, or greedy); bad above"""
+    set_accuracy_drop: Threshold = Threshold(warn=0.1)
+    """a held-out set's accuracy below the best so far on that set, the worst of the sets; bad above"""
 
 
 class Settings(Section):

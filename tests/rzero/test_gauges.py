@@ -54,6 +54,17 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], float, float, float
         0.25,
         0.5,
     ),
+    "set_accuracy_drop": (
+        [
+            row("evaluation", 0, set_accuracy={"short": 0.5, "long": 0.5}),
+            row("evaluation", 1, set_accuracy={"short": 0.75, "long": 0.25}),
+        ],
+        # In the mean nothing is lost.
+        row("evaluation", 2, set_accuracy={"short": 0.875, "long": 0.125}),
+        0.375,
+        0.25,
+        0.375,
+    ),
 }
 
 
@@ -117,7 +128,7 @@ def test_a_run_writes_and_says_what_every_gauge_reads(tmp_path: Path) -> None:
     for gauge in GAUGES:
         said = [text for text in observer.messages if f"gauges.{gauge.name}.warn" in text]
         # Iteration 0 measures accuracy; iteration 1 has no earlier questions.
-        expected = {"accuracy_drop": 3, "similarity_to_earlier": 1}.get(gauge.name, 2)
+        expected = {"accuracy_drop": 3, "set_accuracy_drop": 3, "similarity_to_earlier": 1}.get(gauge.name, 2)
         assert len(said) == expected, gauge.name
     rows = list(read_journal(tmp_path / "run" / "metrics.jsonl"))
     assert set().union(*(found["gauges"] for found in rows)) == {gauge.name for gauge in GAUGES}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rzero.report import as_script, build
-from rzero.report.collect import MAX_TEXT_CHARS, by_iteration, collect, cut
+from rzero.report.collect import MAX_TEXT_CHARS, by_iteration, collect, cut, kept_rule
 from rzero.report.findings import (
     Estimate,
     Style,
@@ -22,6 +22,7 @@ from rzero.report.findings import (
     style_of,
 )
 from rzero.run_folder import read_journal
+from rzero.settings import PoolSettings
 from tests.rzero.make_run_folder import HOSTILE, make
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -102,6 +103,12 @@ def test_page_says_what_the_run_was_given(folder: Path, tmp_path: Path) -> None:
     (grounded / "anchors.jsonl").write_text('{"question": "1+1", "answer": "2"}\n' * 3)
     given = "It was given 3 example questions with their answers, which its Challenger was shown"
     assert collect(grounded)["head"]["given"] == given
+
+
+def test_page_says_which_questions_were_kept(folder: Path) -> None:
+    assert collect(folder)["head"]["kept_rule"] == "3 to 8 of 10 votes agree"
+    shares = PoolSettings(keep_shares=(0.3, 0.85))
+    assert kept_rule(shares) == "the majority holds 0.3 to 0.85 of the answers with a box"
 
 
 def test_gauges_are_shown_with_their_thresholds(folder: Path) -> None:

@@ -13,7 +13,7 @@ from rzero.gauges import GAUGES, row_alarms
 from rzero.journals import read_journal
 from rzero.report import findings
 from rzero.run_folder import read_config
-from rzero.settings import Settings
+from rzero.settings import PoolSettings, Settings
 from rzero.tasks import create
 
 Row = Mapping[str, Any]
@@ -136,8 +136,17 @@ def head(
         "questions": sum(row["pool/questions"] for row in pools),
         "kept": sum(row["pool/kept"] for row in pools),
         "votes": config.pool.votes,
+        "kept_rule": kept_rule(config.pool),
         "version": run.get("versions", {}).get("rzero", __version__),
     }
+
+
+def kept_rule(pool: PoolSettings) -> str:
+    """On how many votes a question is kept, in words."""
+    if pool.keep_shares is not None:
+        low, high = (f"{share:.4g}" for share in pool.keep_shares)
+        return f"the majority holds {low} to {high} of the answers with a box"
+    return f"{pool.keep_low} to {pool.keep_high} of {pool.votes} votes agree"
 
 
 def headline(accuracy: Mapping[str, Mapping[int, Sequence[Row]]]) -> dict[str, Any] | None:

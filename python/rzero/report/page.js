@@ -87,7 +87,7 @@ function drawFlow(head) {
   const entries = [
     ["c", number(head.questions), "different, usable questions of the Challenger"],
     ["s", number(head.questions * head.votes), `answers: ${head.votes} votes of the Solver on each`],
-    ["s", number(head.kept), "questions kept, neither too easy nor too hard"],
+    ["s", number(head.kept), `questions kept: ${head.kept_rule}`],
     ...(kept ? [["s", percent(share), "of the kept majority labels are true (measured, never used)"]] : []),
     ["", duration(head.seconds), `of computing, ${number(head.tokens)} tokens sampled${head.seconds_ablation ? `; the comparison run took ${duration(head.seconds_ablation)}` : ""}`],
   ];
