@@ -6,6 +6,7 @@ question that copies one is invalid (`rollout.usable`).
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from rzero.seeds import generator
 from rzero.tasks.base import Problem, Task
 
 COPY = "anchors.jsonl"
+
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 def of_run(folder: Path, file: str | None, task: Task) -> tuple[Problem, ...]:
@@ -48,6 +51,11 @@ def shown(anchors: Sequence[Problem], count: int, seed: int) -> list[Problem]:
     """`count` of the examples in random order, all of them where they are fewer."""
     order = generator(seed, "anchors").permutation(len(anchors))
     return [anchors[int(place)] for place in order[:count]]
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers that stand in a text as digits, sorted."""
+    return sorted(found.replace(",", "") for found in _NUMBER.findall(text))
 
 
 def _example(line: str, where: str, task: Task) -> Problem:

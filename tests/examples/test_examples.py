@@ -67,12 +67,13 @@ def test_the_school_task_reads_what_its_prompt_asks_for(monkeypatch: pytest.Monk
     task = create(config.task)
     examples = anchors.read(Path(str(config.anchors)), task)
     assert len(examples) > config.anchors_shown
-    text = bytes(task.challenger_prompt(Bytes(), examples[:1])).decode()
-    assert task.parse_question(text) == Question(examples[0].question, examples[0].answer)
+    for shown in examples:
+        text = bytes(task.challenger_prompt(Bytes(), [shown])).decode()
+        assert task.parse_question(text) == Question(shown.question, shown.answer)
     for question, reason in (
-        ("Tom has 3 apples and eats two. How many are left?", None),
-        ("Tom has 3 apples and eats two.", "no question mark at the end"),
-        ("Tom has 3 apples. How many has he?", "fewer than two numbers"),
+        ("Tom has 9 apples, eats two and gives 3 away. How many are left?", None),
+        ("Tom has 9 apples, eats two and gives 3 away.", "no question mark at the end"),
+        ("Tom has 9 apples and eats two. How many are left?", "fewer than three numbers"),
     ):
         parsed = task.parse_question(f"<question>\n{question}\n</question>\n\n\\boxed{{1}}")
         assert parsed == (Question(question, "1") if reason is None else Invalid(reason))

@@ -4,8 +4,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
 from small_run import Crash, CrashAfter, outcome, small
 
@@ -16,8 +18,9 @@ from rzero.config import load_config
 from rzero.engine.errors import InputError
 from rzero.engine.outputs import Sample
 from rzero.journals import read_journal
+from rzero.kernels import resolve
 from rzero.rewards import challenger_rewards
-from rzero.rollout import Draw
+from rzero.rollout import Draw, is_copy
 from rzero.settings import ChallengerSettings
 from rzero.tasks.arithmetic import Arithmetic
 from rzero.tasks.base import Problem, TaskTokenizer
@@ -144,6 +147,30 @@ def test_a_copy_of_an_example_is_no_question(tmp_path: Path) -> None:
     rows = read_journal(tmp_path / "run" / "metrics.jsonl")
     [pool] = [row for row in rows if row["phase"] == "pool"]
     assert pool["pool/invalid"] > 0
+
+
+@pytest.mark.parametrize(
+    ("question", "is_one"),
+    [
+        (
+            "A class of 28 pupils and 4 teachers go by car. Each car takes 4. How many cars do they need?",
+            True,
+        ),
+        ("A car takes 4 people. If 28 pupils and 4 teachers come, how many cars are needed?", True),
+        ("A car takes 4 people. If 30 pupils and 4 teachers come, how many cars are needed?", False),
+        ("Multiply 28 by 4, and then by 4 again.", False),
+    ],
+)
+def test_an_example_told_anew_is_a_copy(question: str, is_one: bool) -> None:
+    example = (
+        "A class of 28 pupils and 4 teachers go by car. Each car takes 4 people. How many cars do they need?"
+    )
+    run = SimpleNamespace(
+        anchors=(Problem(example, "8"), Problem("A goat eats 2 carrots. How many do 3 goats eat?", "6")),
+        task=SimpleNamespace(tokens=str.split),
+        engine=SimpleNamespace(kernels=resolve(torch.device("cpu"))),
+    )
+    assert is_copy(run, question) is is_one  # type: ignore[arg-type]
 
 
 def test_the_embedded_model_cannot_be_shown_examples(tmp_path: Path) -> None:
