@@ -35,8 +35,10 @@ PARTS = ("reference", "forward", "backward", "optimizer")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", type=int, help="torch's threads; default: all")
 def main(path: str | None, model: str | None, **options) -> None:  # type: ignore[no-untyped-def]
+    from rzero.cli.host_memory import keep_freed_memory
     from rzero.engine import Engine, LoraConfig, SamplingParams, TrainConfig, TrainGroup
 
+    keep_freed_memory()  # as `rzero run` does
     name = model or path
     if name is None:
         raise click.UsageError("give a model: --model DIR")

@@ -95,8 +95,10 @@ def ceiling(engine, prompts: int, samples: int, prompt_tokens: int, new_tokens: 
 @click.option("--cuda-graphs", is_flag=True, help="record the steps that decode, on a GPU")
 @click.option("--texts", type=click.Path(exists=True, dir_okay=False), help='JSON lines with "problem"')
 def main(path: str | None, model: str | None, prompts: int, samples: int, **options) -> None:  # type: ignore[no-untyped-def]
+    from rzero.cli.host_memory import keep_freed_memory
     from rzero.engine import Engine, SamplingParams
 
+    keep_freed_memory()  # as `rzero run` does
     name = model or path
     if name is None:
         raise click.UsageError("give a model: --model DIR")

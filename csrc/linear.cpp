@@ -12,6 +12,8 @@
 // k. Its bits are its own; rows are as independent as elsewhere.
 #include <omp.h>
 
+#include <type_traits>
+
 #include "vec.h"
 
 namespace rzero {
@@ -24,12 +26,71 @@ constexpr int kColumns = 2 * kWidth;
 constexpr int64_t kDepth = 256;
 constexpr int64_t kSerialWork = 1 << 16;  // multiply-adds; below, waking the other threads costs more than they save
 
-// out[lane of k][r] = a(first + r, k), zero past the last row.
+// Four neighbouring lanes of a row.
+template <class S>
+RZERO_INLINE Vec4 four_lanes(const S* p) {
+  Vec4 four;
+  if constexpr (sizeof(S) * kHeld<S> == sizeof(float)) {
+    memcpy(&four, p, sizeof four);
+    return four;
+  }
+#if defined(__AVX2__)
+  const __m128i half = _mm_loadl_epi64((const __m128i*)p);
+  if constexpr (std::is_same<S, bf16>::value) return (Vec4)_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16);
+  return (Vec4)_mm_cvtph_ps(half);
+#else
+  for (int i = 0; i < 4; ++i) four[i] = lane(p + i, 1, 1);
+  return four;
+#endif
+}
+
+// out[i][r] = lane i of four of row[r], for kRows rows.
+template <class S>
+RZERO_INLINE void transpose_four(const S* const* row, int64_t k, float* out) {
+  typedef int32_t Pick __attribute__((vector_size(16)));
+#pragma GCC unroll 3
+  for (int r = 0; r < kRows; r += 4) {
+    constexpr int kLast = kRows - 1;
+    const auto at = [&](int i) { return four_lanes(row[r + i < kLast ? r + i : kLast] + k); };
+    const Vec4 a = at(0), b = at(1), c = at(2), d = at(3);
+    const Vec4 low_ab = __builtin_shuffle(a, b, Pick{0, 4, 1, 5}), high_ab = __builtin_shuffle(a, b, Pick{2, 6, 3, 7});
+    const Vec4 low_cd = __builtin_shuffle(c, d, Pick{0, 4, 1, 5}), high_cd = __builtin_shuffle(c, d, Pick{2, 6, 3, 7});
+    const Vec4 lanes[4] = {
+        __builtin_shuffle(low_ab, low_cd, Pick{0, 1, 4, 5}), __builtin_shuffle(low_ab, low_cd, Pick{2, 3, 6, 7}),
+        __builtin_shuffle(high_ab, high_cd, Pick{0, 1, 4, 5}), __builtin_shuffle(high_ab, high_cd, Pick{2, 3, 6, 7})};
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) memcpy(out + i * kRows + r, &lanes[i], (kRows - r < 4 ? kRows - r : 4) * sizeof(float));
+  }
+}
+
+// out[r] = the lane of element r of a column, for kRows neighbours.
+template <class S>
+RZERO_INLINE void copy_lanes(const S* p, int64_t column, float* out) {
+  for (int r = 0; r < kRows; ++r) out[r] = lane(p + r, column, kHeld<S>);
+}
+
+#if defined(__AVX512BF16__)
+RZERO_INLINE void copy_lanes(const bf16* p, int64_t column, float* out) {
+  constexpr __mmask16 kAll = (1 << kRows) - 1;
+  const __m512i low = _mm512_maskz_cvtepu16_epi32(kAll, _mm256_maskz_loadu_epi16(kAll, p));
+  const __m512i high = _mm512_maskz_cvtepu16_epi32(kAll, _mm256_maskz_loadu_epi16(kAll, p + column));
+  _mm512_mask_storeu_ps(out, kAll, _mm512_castsi512_ps((__m512i)((BitVec)low | (BitVec)high << 16)));
+}
+#endif
+
+// out[lane of k][r] = a(first + r, k). Past the last row it may be anything: no tile reads that.
 template <class S>
 void pack_rows(const S* a, int64_t row, int64_t column, int64_t rows, int64_t K, float* out) {
-  for (int64_t k = 0; k < K; k += kHeld<S>, out += kRows)
-    for (int64_t r = 0; r < kRows; ++r)
-      out[r] = lane(a + (r < rows ? r * row : 0) + k * column, column, r < rows ? K - k : 0);
+  const S* from[kRows];
+  for (int64_t r = 0; r < kRows; ++r) from[r] = a + smaller(r, rows - 1) * row;
+  constexpr int64_t kFour = 4 * kHeld<S>;
+  int64_t k = 0;
+  if (column == 1)
+    for (; k + kFour <= K; k += kFour, out += 4 * kRows) transpose_four(from, k, out);
+  else if (row == 1 && rows >= kRows)
+    for (; k + kHeld<S> <= K; k += kHeld<S>, out += kRows) copy_lanes(a + k * column, column, out);
+  for (; k < K; k += kHeld<S>, out += kRows)
+    for (int64_t r = 0; r < kRows; ++r) out[r] = lane(from[r] + k * column, column, K - k);
 }
 
 #if defined(__AVX2__)
@@ -164,12 +225,15 @@ struct Product {
 // The sums of a row, by the kColumns columns from `first` on, plus the bias, rounded once.
 template <class S>
 RZERO_INLINE void finish(const Product<S>& p, int64_t row, int64_t first, const float* total) {
-  const int64_t columns = smaller(kColumns, p.N - first);
-  float shift[kColumns] = {};
-  for (int64_t c = 0; p.bias && c < columns; ++c) shift[c] = to_float(p.bias[first + c]);
+  const int64_t columns = smaller(kColumns, p.N - first), right_columns = columns - kWidth;
+  Vec left = load(total), right = load(total + kWidth);
+  if (p.bias != nullptr) {
+    left += load(p.bias + first, columns);
+    if (right_columns > 0) right += load(p.bias + first + kWidth, right_columns);
+  }
   S* y = p.y + row * p.y_stride + first;
-  store(y, load(total) + load(shift), columns);
-  if (columns > kWidth) store(y + kWidth, load(total + kWidth) + load(shift + kWidth), columns - kWidth);
+  store(y, left, columns);
+  if (right_columns > 0) store(y + kWidth, right, right_columns);
 }
 
 // Adds the chain of `count` lanes to the sums of R rows: `steps(l, sum)` adds what comes at lane l, for `kStep` of them.

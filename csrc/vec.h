@@ -80,8 +80,11 @@ RZERO_INLINE Vec load(const float* p) {
 }
 
 RZERO_INLINE Vec load(const bf16* p) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  // gcc 12 would convert the halves apart
+  // By instructions of our choice: gcc 12 converts halves apart and puts them together again.
+#if defined(__AVX512F__)
+  const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256((const __m256i*)p));  // the plain form warns
+  return (Vec)((BitVec)wide << 16);
+#elif defined(__AVX2__)
   return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
 #else
   HalfVec h;

@@ -4,6 +4,7 @@ phases.
 """
 
 import math
+import mmap
 import re
 from pathlib import Path
 
@@ -16,9 +17,6 @@ from rzero.engine.errors import InputError
 
 FREE_SHARE = 0.4
 """The cache takes at most this share of the free memory unless told otherwise; training needs the rest."""
-
-
-CACHE_LINE_BYTES = 64
 
 
 class KvCache:
@@ -66,10 +64,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """On a CPU, memory that the system gives piece by piece on first write: torch.zeros writes all of it."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    content = np.zeros(size + CACHE_LINE_BYTES, np.uint8)
-    start = -content.ctypes.data % CACHE_LINE_BYTES
-    return torch.from_numpy(content[start : start + size]).view(dtype).view(shape)
+    content = np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), np.uint8)
+    return torch.from_numpy(content).view(dtype).view(shape)
 
 
 def choose_num_pages(

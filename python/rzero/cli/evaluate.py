@@ -59,8 +59,10 @@ def evaluate(
 
     Every raw answer is kept in the result folder. An answer without a box is wrong; nothing is guessed.
     """
+    from rzero.cli.host_memory import keep_freed_memory
     from rzero.examination import Protocol, closing_forms, is_result
 
+    keep_freed_memory()
     folder = output or default_output(model)
     names = ("samples", "temperature", "top_p", "max_tokens", "seed")
     protocol = Protocol(**{name: given[name] for name in names})

@@ -180,9 +180,11 @@ def sigterm_as_interrupt() -> Iterator[None]:
 def start(settings: "Settings", folder: Path, *, resumed: bool) -> None:
     """Run the loop with a live display, then build the report and print the table."""
     from rzero import loop
+    from rzero.cli.host_memory import keep_freed_memory
     from rzero.progress import Progress
     from rzero.report import build
 
+    keep_freed_memory()
     with Progress(settings, folder) as progress:
         if resumed:
             loop.resume(folder, settings, progress)
