@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Freed memory stays with the process of a command.
 
-A training step frees gigabytes of activations, and the next one asks for as much. glibc gives large blocks back at
-once, and the system clears every page again before it hands it out: a tenth of a step on a CPU (docs/notebook.md).
-The setting is the whole process's, so commands make it and the engine, which may be somebody's guest, does not.
+A training step frees gigabytes of activations, and the next one asks for as much. glibc gives large blocks
+back at once, and the system clears every page before it hands it out again: a tenth of a step on a CPU
+(docs/notebook.md). The setting is the whole process's, so commands make it and the engine, which may be
+somebody's guest, does not.
 """
 
 import ctypes
