@@ -14,11 +14,11 @@ from rzero.tasks.base import Invalid, Problem, Question, TaskTokenizer
 from rzero.tasks.math import EXAMPLE, EXAMPLES, Math, ask
 
 SYSTEM = r"""You write word problems for school children.
-Write one new problem that takes two to four steps with the numbers that stand in it, and that has exactly one number as its answer. Invent the people, the things and the story yourself.
+Write one new problem that takes one to four steps with the numbers that stand in it, and that has exactly one number as its answer. Invent the people, the things and the story yourself.
 Output exactly the following two blocks and nothing else:
 
 <question>
-{the problem, in two to four sentences, ending with the question}
+{the problem, in one to four sentences, ending with the question}
 </question>
 
 \boxed{the answer, only a number}"""  # noqa: E501
@@ -36,12 +36,12 @@ class School(Math):
         return ask(tokenizer, SYSTEM, "\n\n".join([EXAMPLES, *shown, USER]) if shown else USER)
 
     def parse_question(self, text: str) -> Question | Invalid:
-        """As in mathematics, but a text must ask, and give the three numbers that two steps need."""
+        """As in mathematics, but a text must ask, and give two numbers to work with."""
         parsed = super().parse_question(text)
         if isinstance(parsed, Invalid):
             return parsed
         if not parsed.text.endswith("?"):
             return Invalid("no question mark at the end")
-        if len(_NUMBER.findall(parsed.text)) < 3:
-            return Invalid("fewer than three numbers")
+        if len(_NUMBER.findall(parsed.text)) < 2:
+            return Invalid("fewer than two numbers")
         return parsed
