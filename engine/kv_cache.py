@@ -64,7 +64,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """On a CPU, memory that the system gives piece by piece on first write: torch.zeros writes all of it."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    content = np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), np.uint8)
+    size, how = math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    content = np.frombuffer(mmap.mmap(-1, size, flags=how), np.uint8)
     return torch.from_numpy(content).view(dtype).view(shape)
 
 
