@@ -36,24 +36,14 @@ PARTS = ("reference", "forward", "backward", "optimizer")
 @click.option("--threads", type=int, help="torch's threads; default: all")
 def main(path: str | None, model: str | None, **options) -> None:  # type: ignore[no-untyped-def]
     from rzero.cli.host_memory import keep_freed_memory
-    from rzero.engine import Engine, LoraConfig, SamplingParams, TrainConfig, TrainGroup
+    from rzero.engine import SamplingParams, TrainConfig, TrainGroup
 
     keep_freed_memory()  # as `rzero run` does
     name = model or path
     if name is None:
         raise click.UsageError("give a model: --model DIR")
     prompts, samples = options["prompts"], options["samples"]
-    engine = Engine(
-        name,
-        device=options["device"],
-        dtype=options["dtype"],
-        threads=options["threads"],
-        max_seqs=prompts * samples,
-        max_model_len=options["prompt_tokens"] + options["new_tokens"],
-    )
-    engine.fork("policy", of="base")
-    if options["lora"]:
-        engine.weights.add_lora("policy", LoraConfig(rank=16, alpha=32.0))
+    engine = _engine(name, options)
     cfg = TrainConfig(
         kl_coef=options["beta"],
         micro_batch_tokens=options["micro_batch_tokens"],
@@ -96,6 +86,24 @@ def main(path: str | None, model: str | None, **options) -> None:  # type: ignor
         **conditions(options["device"]),
     }
     click.echo(json.dumps(result))
+
+
+def _engine(name: str, options):  # type: ignore[no-untyped-def]
+    """The model with a role "policy" that shares its weights until it is trained."""
+    from rzero.engine import Engine, LoraConfig
+
+    engine = Engine(
+        name,
+        device=options["device"],
+        dtype=options["dtype"],
+        threads=options["threads"],
+        max_seqs=options["prompts"] * options["samples"],
+        max_model_len=options["prompt_tokens"] + options["new_tokens"],
+    )
+    engine.fork("policy", of="base")
+    if options["lora"]:
+        engine.weights.add_lora("policy", LoraConfig(rank=16, alpha=32.0))
+    return engine
 
 
 def _mean(values: list[float]) -> float:
