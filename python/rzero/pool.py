@@ -2,8 +2,8 @@
 """The question pool of an iteration: candidates, votes, and the band of questions worth learning from.
 
 Held-out problems, repeated questions and unusable texts never reach a vote. The label is the majority's
-answer; the Challenger's own answer is only written down, and the truth, where a task knows it, only measures
-the labels.
+answer; the Challenger's own answer is only written down, unless `only_confirmed` asks that it be the
+majority's, and the truth, where a task knows it, only measures the labels.
 """
 
 from collections import Counter
@@ -16,6 +16,7 @@ from rzero.rollout import (
     Run,
     Unit,
     answer_agrees_share,
+    answers_agree,
     ask_solver,
     draw_questions,
     likeness_to_earlier,
@@ -63,7 +64,11 @@ def build(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
     votes, answers = ask_solver(run, unit, [question.text for question in fresh], settings.votes)
     texts = [[sample.text for sample in given.samples] for given in answers]
     asked = [*reused, *map(Voted, fresh, votes, texts)]
-    rows = [question_row(run, unit, index, voted) for index, voted in enumerate(asked)]
+    confirmed = answers_agree(run, [voted.question for voted in asked], [voted.vote for voted in asked])
+    rows = [
+        question_row(run, unit, index, voted, bool(agrees))
+        for index, (voted, agrees) in enumerate(zip(asked, confirmed, strict=True))
+    ]
     run.folder.append("questions.jsonl", rows)
     run.observer.on_questions(rows)
     metrics: dict[str, Any] = {
@@ -78,10 +83,10 @@ def build(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
     return {"tokens_sampled": tokens([*drawn, *answers])} | named("pool", metrics)
 
 
-def question_row(run: Run, unit: Unit, index: int, voted: Voted) -> dict[str, Any]:
-    """A row of questions.jsonl."""
+def question_row(run: Run, unit: Unit, index: int, voted: Voted, is_confirmed: bool) -> dict[str, Any]:
+    """A row of questions.jsonl. is_confirmed: the Challenger's own answer is the majority's."""
     question, vote, texts = voted
-    reason = why_not(question.text, vote, run.config.pool)
+    reason = why_not(question.text, vote, run.config.pool, is_confirmed)
     row: dict[str, Any] = {"iteration": unit.iteration, "index": index, "question": question.text}
     row["challenger_answer"] = question.answer
     row["answers"] = [{"text": t, "answer": a} for t, a in zip(texts, vote.answers, strict=True)]
@@ -117,7 +122,7 @@ def pool_metrics(
     }
 
 
-def why_not(question: str, vote: Vote, settings: PoolSettings) -> str | None:
+def why_not(question: str, vote: Vote, settings: PoolSettings, is_confirmed: bool = False) -> str | None:
     """Why a question is not kept, in a few words; None where it is."""
     if vote.failures:
         return "judge gave up"
@@ -135,7 +140,9 @@ def why_not(question: str, vote: Vote, settings: PoolSettings) -> str | None:
         low, high = settings.keep_shares
     if value < low:
         return "too hard"
-    return "too easy" if value > high else None
+    if value > high:
+        return "too easy"
+    return "not confirmed" if settings.only_confirmed and not is_confirmed else None
 
 
 def voted_before(run: Run, iteration: int) -> list[Voted]:

@@ -192,14 +192,20 @@ def likeness_to_earlier(run: Run, new: Sequence[str], earlier: Sequence[str]) ->
     )
 
 
+def answers_agree(run: Run, questions: Sequence[Question], votes: Sequence[Vote]) -> list[bool | None]:
+    """Whether the Challenger's own answer is the majority's; None where one of them is missing."""
+    places, pairs = [], []
+    for place, (question, vote) in enumerate(zip(questions, votes, strict=True)):
+        if question.answer is not None and vote.majority is not None:
+            places.append(place)
+            pairs.append((question.answer, vote.majority))
+    verdicts = dict(zip(places, map(bool, run.task.same_many(pairs)), strict=True))
+    return [verdicts.get(place) for place in range(len(questions))]
+
+
 def answer_agrees_share(run: Run, questions: Sequence[Question], votes: Sequence[Vote]) -> float:
     """How often the Challenger's own answer is the majority's, where both exist."""
-    pairs = [
-        (question.answer, vote.majority)
-        for question, vote in zip(questions, votes, strict=True)
-        if question.answer is not None and vote.majority is not None
-    ]
-    return mean([bool(verdict) for verdict in run.task.same_many(pairs)])
+    return mean([agrees for agrees in answers_agree(run, questions, votes) if agrees is not None])
 
 
 class Scored(NamedTuple):

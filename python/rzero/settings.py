@@ -189,6 +189,8 @@ class PoolSettings(Section):
     """most votes for the majority's answer with which a question is kept"""
     keep_shares: tuple[Share, Share] | None = None
     """instead of keep_low and keep_high: bounds on the majority's share of the answers that have a box"""
+    only_confirmed: bool = False
+    """keep a question only where the Challenger's own answer is the majority's, too"""
     skip_in_question: tuple[str, ...] = ()
     """a question that holds one of these texts is not kept"""
     skip_in_label: tuple[str, ...] = ()

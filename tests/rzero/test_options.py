@@ -54,6 +54,18 @@ def test_votes_of_the_last_step_begin_the_pool(tmp_path: Path) -> None:
     assert outcome(tmp_path / "run") == outcome(tmp_path / "alone")
 
 
+def test_a_label_can_ask_for_the_challengers_own_answer(tmp_path: Path) -> None:
+    loop.run(small("pool.only_confirmed=true", "iterations=1"), tmp_path / "run")
+    loop.run(small("iterations=1"), tmp_path / "free")
+    rows, free = (list(read_journal(tmp_path / name / "questions.jsonl")) for name in ("run", "free"))
+    kept = [row for row in rows if row["kept"]]
+    assert kept and all(int(row["label"]) == int(row["challenger_answer"]) for row in kept)
+    dropped = {row["question"] for row in rows if row["reason"] == "not confirmed"}
+    assert dropped
+    # Nothing else decides otherwise, and by default it does not matter.
+    assert {row["question"] for row in free if row["kept"]} == dropped | {row["question"] for row in kept}
+
+
 def test_votes_can_be_used_twice_only_where_they_are_as_many() -> None:
     with pytest.raises(InputError, match=r"pool\.reuse_votes needs as many votes"):
         load_config(overrides=["pool.reuse_votes=true", "pool.votes=9"])
