@@ -47,6 +47,20 @@ def test_value_and_gradient_are_those_of_torch(T: int) -> None:
         torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("T", [1, 40, 75])
+def test_gradients_of_whole_tiles_are_right(instruction_set: str, dtype: torch.dtype, T: int) -> None:
+    """40 columns are more than a tile of rows where the left operand is a transposed gradient."""
+    inputs = [randn(T, 24, dtype=dtype), randn(40, 24, dtype=dtype, seed=1), randn(40, dtype=dtype, seed=2)]
+    grad_TN = randn(T, 40, dtype=dtype, seed=3)
+    mine, theirs = [x.clone().requires_grad_() for x in inputs], [x.double().requires_grad_() for x in inputs]
+    found = torch.autograd.grad(linear(*mine), mine, grad_TN)
+    wanted = torch.autograd.grad(functional.linear(*theirs), theirs, grad_TN.double())
+    rounding = 2 * torch.finfo(dtype).eps
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=rounding, atol=rounding * float(b.abs().max()))
+
+
 def test_small_numbers_are_no_zeros_where_pairs_look_like_subnormal_floats(instruction_set: str) -> None:
     """A pair of bfloat16 whose second one is 0 has the bits of a subnormal float, which nothing may flush."""
     x_TK, w_NK = randn(5, 64, dtype=torch.bfloat16), randn(40, 64, dtype=torch.bfloat16, seed=1)
