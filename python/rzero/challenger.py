@@ -16,7 +16,8 @@ from rzero.rollout import (
     Run,
     Scored,
     Unit,
-    answer_agrees_share,
+    agreeing_share,
+    answers_agree,
     ask_solver,
     draw_questions,
     kl_to_base,
@@ -136,5 +137,5 @@ def question_metrics(run: Run, parsed: Sequence[Question | Invalid], votes: Sequ
         "distinct_share": len({run.task.canonical(question.text) for question in valid}) / max(len(valid), 1),
         "agreement_mean": mean([vote.share for vote in votes]),
         "unboxed_share": mean([answer is None for vote in votes for answer in vote.answers]),
-        "answer_agrees_share": answer_agrees_share(run, valid, votes),
+        "answer_agrees_share": agreeing_share(answers_agree(run, valid, votes)),
     }

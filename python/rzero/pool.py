@@ -15,7 +15,7 @@ from rzero.diversity import clusters, similarity
 from rzero.rollout import (
     Run,
     Unit,
-    answer_agrees_share,
+    agreeing_share,
     answers_agree,
     ask_solver,
     draw_questions,
@@ -77,6 +77,7 @@ def build(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
         "invalid": invalid.total() - invalid["held out"],
         "held_out": invalid["held out"],
         "duplicates": duplicates,
+        "answer_agrees_share": agreeing_share(confirmed),
     }
     metrics |= pool_metrics(run, asked, rows, earlier)
     metrics |= sample_metrics(answers) | run.task.counters()
@@ -113,7 +114,6 @@ def pool_metrics(
         "agreement_mean": mean([vote.share for vote in votes]),
         "agreement_counts": agreement_counts(votes, run.config.pool.votes),
         "unboxed_share": mean([answer is None for vote in votes for answer in vote.answers]),
-        "answer_agrees_share": answer_agrees_share(run, [voted.question for voted in asked], votes),
         "cluster_share": len(set(clusters(distance, run.config.challenger.repetition_distance)))
         / max(len(new), 1),
         "similarity_to_earlier": mean(likeness) if likeness else None,

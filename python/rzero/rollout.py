@@ -203,9 +203,9 @@ def answers_agree(run: Run, questions: Sequence[Question], votes: Sequence[Vote]
     return [verdicts.get(place) for place in range(len(questions))]
 
 
-def answer_agrees_share(run: Run, questions: Sequence[Question], votes: Sequence[Vote]) -> float:
-    """How often the Challenger's own answer is the majority's, where both exist."""
-    return mean([agrees for agrees in answers_agree(run, questions, votes) if agrees is not None])
+def agreeing_share(agrees: Sequence[bool | None]) -> float:
+    """The share of what `answers_agree` found to agree, where both answers exist."""
+    return mean([each for each in agrees if each is not None])
 
 
 class Scored(NamedTuple):
