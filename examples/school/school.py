@@ -4,24 +4,29 @@
     cd examples/school
     rzero run --config school.yaml --model Qwen/Qwen2.5-Coder-0.5B-Instruct --data DIR
 
-DIR holds the held-out sets, <name>.jsonl. What came of it: docs/results.md.
+DIR holds the held-out sets, <name>.jsonl. The examples' answers are calculations, whose last result is the
+answer: a Challenger that calculates can be held to what it answers (`only_confirmed`). What came of it:
+docs/results.md.
 """
 
 import re
 from collections.abc import Sequence
 
 from rzero.tasks.base import Invalid, Problem, Question, TaskTokenizer
-from rzero.tasks.math import EXAMPLE, EXAMPLES, Math, ask
+from rzero.tasks.math import EXAMPLES, Math, ask
 
 SYSTEM = r"""You write word problems for school children.
 Write one new problem that takes one to four steps with the numbers that stand in it, and that has exactly one number as its answer. Invent the people, the things and the story yourself.
-Output exactly the following two blocks and nothing else:
+Output exactly the following and nothing else:
 
 <question>
 {the problem, in one to four sentences, ending with the question}
 </question>
 
+{the calculation}
 \boxed{the answer, only a number}"""  # noqa: E501
+EXAMPLE = "<question>\n{question}\n</question>\n\n{calculation}\n\\boxed{{{answer}}}"
+SHOWN = "This is the problem that you are shown:"
 USER = "Write one new word problem now. Remember to format the output exactly as instructed."
 
 WORDS = "two|three|four|five|six|seven|eight|nine|ten|twelve|dozen|twice|half"
@@ -32,7 +37,14 @@ class School(Math):
     name = "school"
 
     def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Problem] = ()) -> list[int]:
-        shown = [EXAMPLE.format(question=example.question, answer=example.answer) for example in examples]
+        shown = [
+            EXAMPLE.format(
+                question=example.question,
+                calculation=example.answer,
+                answer=example.answer.rpartition("= ")[2],
+            )
+            for example in examples
+        ]
         return ask(tokenizer, SYSTEM, "\n\n".join([EXAMPLES, *shown, USER]) if shown else USER)
 
     def parse_question(self, text: str) -> Question | Invalid:

@@ -52,9 +52,11 @@ def step(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
         1.0 - similarity([run.task.tokens(question.text) for question in valid], run.engine.kernels.bleu),
         settings.repetition_distance,
     )
+    confirmed = answers_agree(run, valid, votes)
+    paid = iter(paid_shares(votes, confirmed, settings.only_confirmed))
+    shares = [next(paid) if isinstance(question, Question) else None for question in parsed]
     vote_of = iter(votes)
     by_sample = [next(vote_of) if isinstance(question, Question) else None for question in parsed]
-    shares = [None if vote is None else vote.share for vote in by_sample]
     asked = [question.text for question in valid]
     asked = asked if settings.earlier_weight else asked[:MEASURED_QUESTIONS]
     likeness = likeness_to_earlier(run, asked, earlier[-settings.earlier_questions :])
@@ -71,6 +73,7 @@ def step(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
 
     metrics = question_metrics(run, parsed, votes)
     metrics |= {
+        "answer_agrees_share": agreeing_share(confirmed),
         "reward_mean": mean(rewards),
         "largest_cluster": max(Counter(cluster).values(), default=0),
         "agreement_counts": agreement_counts(votes, settings.votes),
@@ -81,6 +84,14 @@ def step(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
     }
     metrics |= sample_metrics(drawn) | trained | run.task.counters()
     return {"tokens_sampled": tokens([*drawn, *answers])} | named("challenger", metrics)
+
+
+def paid_shares(votes: Sequence[Vote], confirmed: Sequence[bool | None], only_confirmed: bool) -> list[float]:
+    """p of each question's reward: the majority's share, or 0 where it should be confirmed and is not."""
+    return [
+        vote.share if agrees or not only_confirmed else 0.0
+        for vote, agrees in zip(votes, confirmed, strict=True)
+    ]
 
 
 def by_prompt(drawn: Sequence[Draw], rewards: Sequence[float], group: int, dropped: set[int]) -> list[Scored]:
@@ -137,5 +148,4 @@ def question_metrics(run: Run, parsed: Sequence[Question | Invalid], votes: Sequ
         "distinct_share": len({run.task.canonical(question.text) for question in valid}) / max(len(valid), 1),
         "agreement_mean": mean([vote.share for vote in votes]),
         "unboxed_share": mean([answer is None for vote in votes for answer in vote.answers]),
-        "answer_agrees_share": agreeing_share(answers_agree(run, valid, votes)),
     }

@@ -2,7 +2,7 @@
 """What both roles are paid for (R-Zero, arXiv:2508.05004, section 3). Pure functions, one definition each.
 
 Where the paper and the authors' code differ, a setting chooses; docs/algorithm.md has the table. The
-Challenger's own answer earns nothing in any of them.
+Challenger's own answer earns nothing in any of them; `only_confirmed` makes it a condition.
 """
 
 from collections import Counter

@@ -161,6 +161,8 @@ class ChallengerSettings(Training):
     """reward of a question that cannot be used"""
     invalid_penalty: bool = False
     """a text that cannot be used loses repetition_weight / B besides, as a cluster of its own"""
+    only_confirmed: bool = False
+    """pay for disagreement only where the Challenger's own answer is the majority's; elsewhere p is 0"""
     failed_vote: Literal["drop", "invalid"] = "drop"
     """a question on which the judge gave up is left out of training, or earns invalid_reward"""
     reward_floor: float | None = None

@@ -2,6 +2,8 @@
 """The examples do what their first lines say."""
 
 import importlib.util
+import operator
+from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -61,6 +63,12 @@ def test_a_transformers_model_shares_the_memory_that_the_engine_samples_from() -
     assert answer.full_logprobs == pytest.approx(theirs.tolist(), abs=1e-4)
 
 
+def worked_out(a: str, sign: str, b: str) -> Fraction:
+    """a sign b, exactly."""
+    operation = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[sign]
+    return Fraction(operation(Fraction(a), Fraction(b)))
+
+
 def test_the_school_task_reads_what_its_prompt_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(EXAMPLES / "school")
     config = load_config(file=Path("school.yaml"))
@@ -69,7 +77,10 @@ def test_the_school_task_reads_what_its_prompt_asks_for(monkeypatch: pytest.Monk
     assert len(examples) > config.anchors_shown
     for shown in examples:
         text = bytes(task.challenger_prompt(Bytes(), [shown])).decode()
-        assert task.parse_question(text) == Question(shown.question, shown.answer)
+        assert task.parse_question(text) == Question(shown.question, shown.answer.rpartition("= ")[2])
+        for calculation in shown.answer.split(", "):
+            left, result = calculation.split(" = ")
+            assert Fraction(result) == worked_out(*left.split()), shown
     for question, reason in (
         ("Tom has 9 apples and eats two. How many are left?", None),
         ("Tom has 9 apples and eats two.", "no question mark at the end"),

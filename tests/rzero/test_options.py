@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from small_run import Crash, CrashAfter, outcome, small
 
 from rzero import anchors, loop
-from rzero.challenger import by_prompt
+from rzero.challenger import by_prompt, paid_shares
 from rzero.cli import app
 from rzero.config import load_config
 from rzero.engine.errors import InputError
@@ -25,6 +25,7 @@ from rzero.settings import ChallengerSettings
 from rzero.tasks.arithmetic import Arithmetic
 from rzero.tasks.base import Problem, TaskTokenizer
 from rzero.tasks.math import Math
+from rzero.votes import Vote
 
 REUSE = ("pool.reuse_votes=true", "iterations=2")
 
@@ -64,6 +65,20 @@ def test_a_label_can_ask_for_the_challengers_own_answer(tmp_path: Path) -> None:
     assert dropped
     # Nothing else decides otherwise, and by default it does not matter.
     assert {row["question"] for row in free if row["kept"]} == dropped | {row["question"] for row in kept}
+
+
+def test_pay_can_ask_for_the_challengers_own_answer(tmp_path: Path) -> None:
+    votes = [Vote(("7", "7", "8"), (("7", 2), ("8", 1)), 0)] * 3
+    assert paid_shares(votes, [True, False, None], only_confirmed=True) == [votes[0].share, 0.0, 0.0]
+    assert paid_shares(votes, [True, False, None], only_confirmed=False) == [votes[0].share] * 3
+    first = {}
+    for only in ("true", "false"):
+        loop.run(small(f"challenger.only_confirmed={only}", "iterations=1"), tmp_path / only)
+        rows = read_journal(tmp_path / only / "metrics.jsonl")
+        first[only] = next(row for row in rows if row["phase"] == "challenger")
+    agree, paid = "challenger/answer_agrees_share", "challenger/reward_mean"
+    assert 0 < first["true"][agree] == first["false"][agree] < 1
+    assert first["true"][paid] < first["false"][paid]
 
 
 def test_votes_can_be_used_twice_only_where_they_are_as_many() -> None:
