@@ -276,17 +276,6 @@ RZERO_INLINE void transpose(Row r[8]) {
     r[i + 4] = __builtin_shuffle(b[i], b[i + 4], high_half);
   }
 }
-#else
-RZERO_INLINE void transpose(Row r[4]) {
-  const Row ab_low = __builtin_shuffle(r[0], r[1], Pick{0, 4, 1, 5});
-  const Row ab_high = __builtin_shuffle(r[0], r[1], Pick{2, 6, 3, 7});
-  const Row cd_low = __builtin_shuffle(r[2], r[3], Pick{0, 4, 1, 5});
-  const Row cd_high = __builtin_shuffle(r[2], r[3], Pick{2, 6, 3, 7});
-  r[0] = __builtin_shuffle(ab_low, cd_low, Pick{0, 1, 4, 5});
-  r[1] = __builtin_shuffle(ab_low, cd_low, Pick{2, 3, 6, 7});
-  r[2] = __builtin_shuffle(ab_high, cd_high, Pick{0, 1, 4, 5});
-  r[3] = __builtin_shuffle(ab_high, cd_high, Pick{2, 3, 6, 7});
-}
 #endif
 
 // out[lane of e][j] = rows[j][e] for `count` rows; the columns up to the next multiple of kBlock repeat the last row.

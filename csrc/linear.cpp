@@ -47,17 +47,12 @@ RZERO_INLINE Vec4 four_lanes(const S* p) {
 // out[i][r] = lane i of four of row[r], for kRows rows.
 template <class S>
 RZERO_INLINE void transpose_four(const S* const* row, int64_t k, float* out) {
-  typedef int32_t Pick __attribute__((vector_size(16)));
 #pragma GCC unroll 3
   for (int r = 0; r < kRows; r += 4) {
     constexpr int kLast = kRows - 1;
     const auto at = [&](int i) { return four_lanes(row[r + i < kLast ? r + i : kLast] + k); };
-    const Vec4 a = at(0), b = at(1), c = at(2), d = at(3);
-    const Vec4 low_ab = __builtin_shuffle(a, b, Pick{0, 4, 1, 5}), high_ab = __builtin_shuffle(a, b, Pick{2, 6, 3, 7});
-    const Vec4 low_cd = __builtin_shuffle(c, d, Pick{0, 4, 1, 5}), high_cd = __builtin_shuffle(c, d, Pick{2, 6, 3, 7});
-    const Vec4 lanes[4] = {
-        __builtin_shuffle(low_ab, low_cd, Pick{0, 1, 4, 5}), __builtin_shuffle(low_ab, low_cd, Pick{2, 3, 6, 7}),
-        __builtin_shuffle(high_ab, high_cd, Pick{0, 1, 4, 5}), __builtin_shuffle(high_ab, high_cd, Pick{2, 3, 6, 7})};
+    Vec4 lanes[4] = {at(0), at(1), at(2), at(3)};
+    transpose(lanes);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) memcpy(out + i * kRows + r, &lanes[i], (kRows - r < 4 ? kRows - r : 4) * sizeof(float));
   }

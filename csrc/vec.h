@@ -217,6 +217,19 @@ RZERO_INLINE Pair each(const F& f, const P&... x) {
   return {f(x.a...), f(x.b...)};
 }
 
+// r[i][j] becomes r[j][i].
+RZERO_INLINE void transpose(Vec4 r[4]) {
+  typedef int32_t Pick __attribute__((vector_size(16)));
+  const Vec4 ab_low = __builtin_shuffle(r[0], r[1], Pick{0, 4, 1, 5});
+  const Vec4 ab_high = __builtin_shuffle(r[0], r[1], Pick{2, 6, 3, 7});
+  const Vec4 cd_low = __builtin_shuffle(r[2], r[3], Pick{0, 4, 1, 5});
+  const Vec4 cd_high = __builtin_shuffle(r[2], r[3], Pick{2, 6, 3, 7});
+  r[0] = __builtin_shuffle(ab_low, cd_low, Pick{0, 1, 4, 5});
+  r[1] = __builtin_shuffle(ab_low, cd_low, Pick{2, 3, 6, 7});
+  r[2] = __builtin_shuffle(ab_high, cd_high, Pick{0, 1, 4, 5});
+  r[3] = __builtin_shuffle(ab_high, cd_high, Pick{2, 3, 6, 7});
+}
+
 RZERO_INLINE float to_float(float x) { return x; }
 RZERO_INLINE float to_float(bf16 x) {
   const uint32_t bits = uint32_t(x.bits) << 16;
