@@ -53,14 +53,13 @@ def step(run: Run, unit: Unit, earlier: Sequence[str] = ()) -> dict[str, Any]:
         settings.repetition_distance,
     )
     confirmed = answers_agree(run, valid, votes)
-    paid = iter(paid_shares(votes, confirmed, settings.only_confirmed))
-    shares = [next(paid) if isinstance(question, Question) else None for question in parsed]
-    vote_of = iter(votes)
-    by_sample = [next(vote_of) if isinstance(question, Question) else None for question in parsed]
+    places = [place for place, question in enumerate(parsed) if isinstance(question, Question)]
+    paid = dict(zip(places, paid_shares(votes, confirmed, settings.only_confirmed), strict=True))
+    shares = [paid.get(place) for place in range(len(parsed))]
+    failed = {place for place, vote in zip(places, votes, strict=True) if vote.failures}
     asked = [question.text for question in valid]
     asked = asked if settings.earlier_weight else asked[:MEASURED_QUESTIONS]
     likeness = likeness_to_earlier(run, asked, earlier[-settings.earlier_questions :])
-    failed = {index for index, vote in enumerate(by_sample) if vote is not None and vote.failures}
     rewards = challenger_rewards(
         shares, cluster, settings, likeness if settings.earlier_weight else (), failed
     )
