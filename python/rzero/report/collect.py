@@ -142,11 +142,13 @@ def head(
 
 
 def kept_rule(pool: PoolSettings) -> str:
-    """On how many votes a question is kept, in words."""
+    """On which votes a question is kept, in words."""
     if pool.keep_shares is not None:
         low, high = (f"{share:.4g}" for share in pool.keep_shares)
-        return f"the majority holds {low} to {high} of the answers with a box"
-    return f"{pool.keep_low} to {pool.keep_high} of {pool.votes} votes agree"
+        confirmed = " and is the Challenger's answer" if pool.only_confirmed else ""
+        return f"the majority holds {low} to {high} of the answers with a box{confirmed}"
+    confirmed = ", with each other and with the Challenger" if pool.only_confirmed else ""
+    return f"{pool.keep_low} to {pool.keep_high} of {pool.votes} votes agree{confirmed}"
 
 
 def headline(accuracy: Mapping[str, Mapping[int, Sequence[Row]]]) -> dict[str, Any] | None:
