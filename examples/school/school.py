@@ -26,7 +26,6 @@ Output exactly the following and nothing else:
 {the calculation}
 \boxed{the answer, only a number}"""  # noqa: E501
 EXAMPLE = "<question>\n{question}\n</question>\n\n{calculation}\n\\boxed{{{answer}}}"
-SHOWN = "This is the problem that you are shown:"
 USER = "Write one new word problem now. Remember to format the output exactly as instructed."
 
 WORDS = "two|three|four|five|six|seven|eight|nine|ten|twelve|dozen|twice|half"
