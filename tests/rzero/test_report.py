@@ -108,9 +108,11 @@ def test_page_says_what_the_run_was_given(folder: Path, tmp_path: Path) -> None:
 def test_page_says_which_questions_were_kept(folder: Path) -> None:
     assert collect(folder)["head"]["kept_rule"] == "3 to 8 of 10 votes agree"
     confirmed = PoolSettings(keep_low=4, keep_high=6, votes=6, only_confirmed=True)
-    assert kept_rule(confirmed) == "4 to 6 of 6 votes agree, with each other and with the Challenger"
+    assert kept_rule(confirmed) == "4 to 6 of 6 votes agree, and the Challenger's answer is the same"
     shares = PoolSettings(keep_shares=(0.3, 0.85))
     assert kept_rule(shares) == "the majority holds 0.3 to 0.85 of the answers with a box"
+    both = PoolSettings(keep_shares=(0.3, 0.85), only_confirmed=True)
+    assert kept_rule(both) == kept_rule(shares) + ", and the Challenger's answer is the same"
 
 
 def test_gauges_are_shown_with_their_thresholds(folder: Path) -> None:

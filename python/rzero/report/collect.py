@@ -143,11 +143,10 @@ def head(
 
 def kept_rule(pool: PoolSettings) -> str:
     """On which votes a question is kept, in words."""
+    confirmed = ", and the Challenger's answer is the same" if pool.only_confirmed else ""
     if pool.keep_shares is not None:
         low, high = (f"{share:.4g}" for share in pool.keep_shares)
-        confirmed = " and is the Challenger's answer" if pool.only_confirmed else ""
         return f"the majority holds {low} to {high} of the answers with a box{confirmed}"
-    confirmed = ", with each other and with the Challenger" if pool.only_confirmed else ""
     return f"{pool.keep_low} to {pool.keep_high} of {pool.votes} votes agree{confirmed}"
 
 

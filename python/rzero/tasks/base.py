@@ -22,7 +22,7 @@ class TaskTokenizer(Protocol):
 
 
 class Question(NamedTuple):
-    """A question that can be used, with the Challenger's own answer (logged, never part of a reward)."""
+    """A question that can be used, with the Challenger's own answer (a condition at most, `only_confirmed`)."""
 
     text: str
     answer: str | None
