@@ -22,7 +22,7 @@ class TaskTokenizer(Protocol):
 
 
 class Question(NamedTuple):
-    """A question that can be used, with the Challenger's own answer (a condition at most, `only_confirmed`)."""
+    """A question that can be used, with the Challenger's own answer (it earns nothing by itself)."""
 
     text: str
     answer: str | None
