@@ -19,6 +19,8 @@ Config = Settings
 PRESET_FOLDER = Path(__file__).parent / "presets"
 # What may differ when a run goes on: where it lies, how often it saves, whether a comparison run follows.
 FREE_KEYS = ("output", "checkpoint_every", "ablation")
+# Settings that are, or can be, a file or a folder.
+PATH_KEYS = ("model", "task", "anchors", "data")
 
 
 def preset_names() -> list[str]:
@@ -35,6 +37,7 @@ def load_config(
     """The settings of a run.
 
     `overrides` are texts "name.of.field=value" with a YAML value, `options` maps dotted names to values.
+    Relative paths in them count from the current folder, those in a config file from its own.
     Raises InputError for an unknown preset, an unreadable file, an unknown field or a bad value.
     """
     # A section that a source names in part keeps the defaults of the rest, also where this place of the
@@ -43,15 +46,15 @@ def load_config(
     if preset is not None:
         _merge(values, _read_preset(preset))
     if file is not None:
-        _merge(values, _read_file(Path(file)))
+        _merge(values, located(_read_file(Path(file)), Path(file).parent))
     for name, value in (options or {}).items():
-        _merge(values, _nest(name, value))
+        _merge(values, located(_nest(name, value)))
     for text in overrides:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise InputError(f"override {text!r} is not of the form name.of.field=value")
         try:
-            _merge(values, _nest(name.strip(), yaml.safe_load(value)))
+            _merge(values, located(_nest(name.strip(), yaml.safe_load(value))))
         except yaml.YAMLError:
             raise InputError(f"override {text!r}: {value!r} is not a YAML value") from None
     return from_dict(values)
@@ -87,6 +90,29 @@ def differences(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
     a, b = flatten(one), flatten(other)
     # Free-form mappings (engine.kernels) may hold a key on one side only.
     return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
+
+
+def located(values: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]:
+    """Nested plain settings with absolute paths, so that they mean the same in any current folder.
+
+    A relative path counts from `folder`. A model that is no folder there is a hub name, a task that is no
+    file "name.py:factory" the name of one that is installed.
+    """
+    found = dict(values)
+    for name in PATH_KEYS:
+        value = values.get(name)
+        if not isinstance(value, str):
+            continue
+        path = folder / value
+        is_path = {"model": value != "tiny" and path.is_dir(), "task": ".py:" in value}.get(name, True)
+        if is_path:
+            found[name] = str(path.absolute())
+    return found
+
+
+def absolute(config: Settings) -> Settings:
+    """The same settings with absolute paths; relative ones count from the current folder."""
+    return from_dict(located(to_dict(config)))
 
 
 def fingerprint(config: Settings) -> str:

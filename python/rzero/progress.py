@@ -183,7 +183,8 @@ class Progress(Observer):
     def __rich__(self) -> RenderableType:
         """The whole display, as of now."""
         config = self._config
-        title = f"[bold]rzero[/]  {_plain(config.model)} · {_plain(config.task)} · seed {config.seed}"
+        model, task = (_plain(Path(name).name) for name in (config.model, config.task))
+        title = f"[bold]rzero[/]  {model} · {task} · seed {config.seed}"
         parts: list[RenderableType] = [self._head(), Text()]
         if any(self._curves.values()):
             parts += [self._curve_table(), Text()]

@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 import torch
 import yaml
 
-from rzero.config import FREE_KEYS, differences, fingerprint, from_dict, to_yaml
+from rzero.config import FREE_KEYS, absolute, differences, fingerprint, from_dict, to_yaml
 from rzero.engine.errors import InputError
 from rzero.engine.tensor_file import fill_file, read_tensors, recover_folder
 from rzero.journals import JOURNALS, Damaged, Journals
@@ -60,7 +60,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: str | Path, config: Settings, facts: Mapping[str, Any]) -> "RunFolder":
         """A new run folder with `facts` as its run.json; raises InputError when it holds a run already."""
-        folder = cls(Path(path), config)
+        folder = cls(Path(path), absolute(config))
         if (folder.path / "config.yaml").exists():
             raise InputError(f"{path} already holds a run; go on with --resume {path} or name another")
         with explained(folder.path):
@@ -70,7 +70,7 @@ class RunFolder:
                 (folder.path / name).touch()
             write_atomic(folder.path / "run.json", json.dumps(dict(facts), indent=1) + "\n")
             # Last, because it is what makes the folder a run.
-            write_atomic(folder.path / "config.yaml", to_yaml(config, texts=True))
+            write_atomic(folder.path / "config.yaml", to_yaml(folder.config, texts=True))
         return folder
 
     @classmethod
@@ -81,8 +81,9 @@ class RunFolder:
         Raises InputError when the folder holds no run, or one with other settings (it names them).
         """
         before = read_config(path)
-        folder = cls(Path(path), config or before)
-        if config is not None and fingerprint(config) != fingerprint(before):
+        config = before if config is None else absolute(config)
+        folder = cls(Path(path), config)
+        if fingerprint(config) != fingerprint(before):
             changed = differences(before, config).items()
             text = "; ".join(
                 f"{name}: {old!r} there, {new!r} now" for name, (old, new) in changed if name not in FREE_KEYS
@@ -90,8 +91,8 @@ class RunFolder:
             raise InputError(f"{path} belongs to a run with other settings ({text})")
         with explained(folder.path):
             folder._take_lock()
-            if folder.config != before:
-                write_atomic(folder.path / "config.yaml", to_yaml(folder.config, texts=True))
+            if config != before:
+                write_atomic(folder.path / "config.yaml", to_yaml(config, texts=True))
             # A kill between two renames leaves a model's old contents beside its place.
             for old in folder.path.glob("models/iteration-*/.*.old"):
                 recover_folder(old.with_name(old.name.removeprefix(".").removesuffix(".old")))

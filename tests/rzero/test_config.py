@@ -67,6 +67,23 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert config.solver.learning_rate == load_config("tiny").solver.learning_rate
 
 
+def test_files_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here / "sub", there / "weights"):
+        folder.mkdir(parents=True)
+    (there / "own.yaml").write_text("{model: weights, task: 'own.py:Own', anchors: few.jsonl, data: /sets}")
+    monkeypatch.chdir(here)
+    config = load_config(file=Path("../there/own.yaml"), options={"data": "sub"})
+    assert Path(config.model).samefile(there / "weights")
+    assert config.task == f"{here}/../there/own.py:Own" and config.anchors == f"{here}/../there/few.jsonl"
+    assert config.data == str(here / "sub")
+    assert load_config(file=Path("../there/own.yaml")).data == "/sets"
+    (here / "tiny").mkdir()
+    names = load_config("tiny", overrides=["task=module:factory"])
+    assert (names.model, names.task, names.data) == ("tiny", "module:factory", None)
+    assert load_config(options={"model": "Owner/Name"}).model == "Owner/Name"
+
+
 def test_numbers_may_be_written_as_people_write_them() -> None:
     assert load_config(overrides=["solver.learning_rate=1e-6"]).solver.learning_rate == 1e-6
 

@@ -169,6 +169,19 @@ def test_a_run_with_other_settings_is_refused_by_name(folder: RunFolder) -> None
         RunFolder.open(folder.path, load_config("tiny", overrides=["solver.steps=3", "seed=2"]))
 
 
+def test_a_run_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_config("tiny", overrides=["data=sets"])
+    (tmp_path / "elsewhere").mkdir()
+    RunFolder.create("run", settings.model_copy(update={"data": "sets"}), {}).close()
+    monkeypatch.chdir("elsewhere")
+    opened = RunFolder.open(tmp_path / "run")
+    assert opened.config.data == str(tmp_path / "sets")
+    opened.close()
+    with pytest.raises(InputError, match="elsewhere/sets"):
+        RunFolder.open(tmp_path / "run", settings.model_copy(update={"data": "sets"}))
+
+
 def test_other_weights_are_refused(folder: RunFolder) -> None:
     folder.check_model("abc")
     with pytest.raises(InputError, match="not those that"):

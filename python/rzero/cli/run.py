@@ -96,7 +96,7 @@ def run(
     if print_config or diff is not None:
         click.echo(printed(settings, diff), nl=False)
         return
-    folder = resume or Path(settings.output or default_output(preset or settings.task))
+    folder = resume or Path(settings.output or default_output(preset or Path(settings.task).name))
     with sigterm_as_interrupt():
         try:
             start(settings, folder, resumed=resume is not None)

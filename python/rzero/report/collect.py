@@ -126,7 +126,7 @@ def head(
     seconds = {name: sum(row.get("seconds", 0.0) for row in rows) for name, rows in metrics.items()}
     return {
         "model": Path(config.model).name,
-        "task": config.task,
+        "task": Path(config.task).name,
         "seed": config.seed,
         "iterations": config.iterations,
         "finished": config.iterations in accuracy,
