@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Two commands do everything on a machine with python3 (3.10 or newer) and gcc:
+# Two commands do everything on a machine with python3 (3.10 or newer), make and g++:
 #   make run     make .venv, install, and let the embedded model improve itself   (ARGS="--seed 2" goes to rzero run)
 #   make test    the same set-up plus ruff, mypy and the tests
 # make test-gpu-code checks the GPU kernels as far as that goes without a GPU.
@@ -63,6 +63,7 @@ $(VENV)/bin/python:
 # Editable: a change to the Python code needs no new install, a change to the C++ code builds again.
 $(VENV)/.installed: $(VENV)/bin/python $(META) $(NATIVE)
 	$(PIP) install -q -c constraints.txt -e .
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("rzero._native"))' || echo 'note: the C++ kernels were not built (is g++ there?); the reference kernels are much slower'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed

@@ -63,7 +63,7 @@ def measure(case: Case, setup: Setup, budget: Budget) -> Row:
 
 def table_of(rows: list[Row], title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    for name in ("op", "size", "dtype", "ms", "rate", "of the ceiling", "times as fast as", "asked for"):
+    for name in ("op", "size", "dtype", "ms", "rate", "of the ceiling", "times as fast as", "target"):
         table.add_column(name, overflow="fold")
     for row in rows:
         [unit] = [key for key in row if key in (*CEILINGS, "pairs/s")]

@@ -84,7 +84,7 @@ def usable_optimizer(name: OptimizerName) -> OptimizerName:
     if name not in get_args(OptimizerName):
         raise InputError(f"optimizer is {name!r}; it must be one of {', '.join(get_args(OptimizerName))}")
     if name == "adamw_8bit" and find_spec("bitsandbytes") is None:
-        raise InputError("optimizer adamw_8bit needs bitsandbytes; install rzero[8bit]")
+        raise InputError("optimizer adamw_8bit needs bitsandbytes: pip install bitsandbytes")
     return name
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The standard harness (EleutherAI's lm-evaluation-harness) on our engine.
 
-    pip install 'rzero[eval]'
+    pip install '.[eval]'        # in a clone
     python -m rzero.lm_eval run --model rzero --model_args pretrained=DIR --device cpu --tasks gsm8k,hellaswag
 
 is `lm_eval` with one more model, `rzero`; in Python, import this module and give `RZeroLM(...)` or "rzero" to

@@ -166,7 +166,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise InputError(f"reading {path.name} needs pyarrow: pip install 'rzero[eval]'") from None
+        raise InputError(f"reading {path.name} needs pyarrow: pip install pyarrow") from None
     yield from pyarrow.parquet.read_table(path).to_pylist()
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public benchmarks of R-Zero's paper in one table: where they lie on the hub and how a row is read.
 
-The table was written without access to the hub. The pinned revisions are those that other public projects pin
+Not tried against the hub itself. The pinned revisions are those that other public projects pin
 for the same files; Minerva, OlympiadBench and BBEH, for which none was found, are taken at their newest
 commit. The result of an evaluation records the commit and the hash of the problems; `name@REVISION` asks for
 another.

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'rzero[eval]'")
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install '.[eval]'")
 
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
