@@ -54,6 +54,8 @@ class _Worker:
     process: subprocess.Popen[bytes]
     deadline: float
     is_ready: bool = False
+    has_begun: bool = False
+    """It has read what is pending."""
     pending: deque[Pair] = field(default_factory=deque)
     unread: bytes = b""
 
@@ -153,6 +155,7 @@ class Judge:
             return
         count = min(BATCH, -(-len(waiting) // (2 * self._count)))
         worker.pending = deque(waiting.popleft() for _ in range(count))
+        worker.has_begun = False
         worker.deadline = self._deadline()
         assert worker.process.stdin is not None
         left = memoryview((json.dumps(list(worker.pending)) + "\n").encode())
@@ -180,7 +183,7 @@ class Judge:
                 self._replace(worker, "crashes", verdicts, waiting, is_innocent=broken.is_gone)
         now = time.monotonic()
         for worker in [w for w in busy if w not in ready and w.deadline <= now]:
-            self._replace(worker, "timeouts", verdicts, waiting)
+            self._replace(worker, "timeouts", verdicts, waiting, is_innocent=not worker.has_begun)
 
     def _read(self, worker: _Worker, verdicts: dict[Pair, bool | None], waiting: deque[Pair]) -> None:
         """Take the verdicts that are there; raises _Broken for a worker that is gone or talks nonsense."""
@@ -192,12 +195,16 @@ class Judge:
         for line in lines:
             if line == b"ready" and not worker.is_ready:
                 worker.is_ready = True
-            elif line in (b"0", b"1") and worker.pending:
+            elif line == b"begin" and worker.pending and not worker.has_begun:
+                worker.has_begun = True
+            elif line in (b"0", b"1") and worker.has_begun and worker.pending:
                 verdicts[worker.pending.popleft()] = line == b"1"
                 self._counts["judged"] += 1
-            elif line == b"?" and worker.pending:
+            elif line == b"?" and worker.has_begun and worker.pending:
                 verdicts[worker.pending.popleft()] = None
                 self._counts["crashes"] += 1
+            elif line in (b"timeout", b"crash") and not worker.has_begun:
+                self._counts["kills"] += 1  # between two batches; the next process reads what is pending
             elif line in (b"timeout", b"crash") and worker.pending:
                 self._give_up("timeouts" if line == b"timeout" else "crashes", worker, verdicts, waiting)
             else:

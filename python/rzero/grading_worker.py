@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A grading process: reads batches of pairs, a JSON list a line, and writes one verdict a line.
+"""A grading process: reads batches of pairs, a JSON list a line, and writes "begin", then one verdict a line.
 
 `python -m rzero.grading_worker module:function cpu_seconds memory_mib` loads the judge and forks a child that
 does the comparing. The kernel ends the child when a comparison takes more processor time than that (SIGPROF);
@@ -47,6 +47,8 @@ def main() -> None:
 def judge(same: Callable[[str, str], bool], cpu_s: float) -> None:
     """Compare until the input ends. Reads line by line: what the next child is to read must stay unread."""
     while line := sys.stdin.readline():
+        # Else a child that died before it read a batch would look like one that died at the first pair of it.
+        say("begin")
         for a, b in json.loads(line):
             signal.setitimer(signal.ITIMER_PROF, cpu_s)
             try:

@@ -2,6 +2,7 @@
 """Grading processes: right under attack, killed at their limits, gone when their parent is."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -63,6 +64,21 @@ def test_a_worker_killed_by_others_costs_no_verdict(judge: Judge) -> None:
     assert judge.compare([("d", "D"), ("e", "f"), ("g", "G")]) == [True, False, True]
     counts = judge.counters()
     assert counts["crashes"] == 0 and counts["kills"] == 2
+
+
+def test_a_process_killed_between_two_batches_shifts_no_verdict(judge: Judge) -> None:
+    assert judge.compare([("a", "A")]) == [True]
+    [worker] = judge._workers
+    tasks = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children")
+    [child] = tasks.read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    while tasks.read_text().split() in ([], [child]):
+        time.sleep(0.01)
+    pairs = [(f"b{i}", f"B{i}" if i % 3 == 0 else f"c{i}") for i in range(20)]
+    assert judge.compare(pairs) == [i % 3 == 0 for i in range(20)]
+    assert judge.compare([("d", "D"), ("e", "f")]) == [True, False]
+    counts = judge.counters()
+    assert (counts["crashes"], counts["kills"]) == (0, 1)
 
 
 def test_a_worker_killed_at_work_costs_no_verdict(judge: Judge) -> None:
