@@ -14,7 +14,7 @@ from rzero.engine.tokenizer import Tokenizer
 from rzero.problem_sets import Item
 from rzero.tasks import create
 from rzero.tasks.base import MAX_TEXT_CHARS, Task, last_box
-from rzero.tasks.math import PLAIN_STOP, ask
+from rzero.tasks.math import ask, stop_strings
 
 CHOICE_SYSTEM = (
     r"Please reason step by step, and put the letter of your final answer within \boxed{}, "
@@ -22,8 +22,11 @@ CHOICE_SYSTEM = (
 )
 WORDS_SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
 
-_SAID = re.compile(r"answer is:?\s*\**\(?([A-Z])\)?(?![A-Za-z])")
-_LETTER = re.compile(r"\(?([A-Z])(?:\)|\.|:|\\|\s|$)")
+# An option's letter. A and I are words, too ("A rise", "I do not know"): they need a mark or the end behind.
+_OPTION = r"\(?(?:(?P<letter>[B-HJ-Z])(?![A-Za-z])|(?P<word>[AI])(?=[).:,*\\]|\s*(?:\n|$)))"
+_SAID = re.compile(r"answer is:?\s*\**" + _OPTION)
+_LETTER = re.compile(_OPTION)
+_BARE_LETTER = re.compile(r"\(?[A-Z]\)?\.?")
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|texttt|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
 _SAID_WORDS = re.compile(r"the (?:final )?answer is:?", re.IGNORECASE)
 
@@ -45,7 +48,7 @@ class AnswerForm(ABC):
 
     def stop(self, tokenizer: Tokenizer) -> tuple[str, ...]:
         """Strings that end an answer: a base model would go on and ask itself the next question."""
-        return () if tokenizer.has_chat_template else PLAIN_STOP
+        return stop_strings(tokenizer)
 
     def counters(self) -> dict[str, float]:
         """Counts of the judge since the last call."""
@@ -71,8 +74,7 @@ class TaskForm(AnswerForm):
         return self.task.same_many(pairs)
 
     def stop(self, tokenizer: Tokenizer) -> tuple[str, ...]:
-        # A task that says itself where an answer ends knows better.
-        return self.task.solver_stop() or super().stop(tokenizer)
+        return self.task.solver_stop(tokenizer)
 
     def counters(self) -> dict[str, float]:
         return self.task.counters()
@@ -92,13 +94,14 @@ class Choice(AnswerForm):
         text = text[-MAX_TEXT_CHARS:]
         box = last_box(text)
         if box is None:
-            said = _SAID.findall(text)
-            return said[-1] if said and said[-1] in _letters(item) else None
+            return _letter(list(_SAID.finditer(text))[-1:], item)
         plain = unwrapped(box)
-        if match := _LETTER.match(plain):
-            return match[1] if match[1] in _letters(item) else None
+        # First the options: "A decrease in supply" may be the text of C.
         alike = [_folded(option) for option in item.options]
-        return _letters(item)[alike.index(_folded(plain))] if alike.count(_folded(plain)) == 1 else None
+        if alike.count(_folded(plain)) == 1 and not _BARE_LETTER.fullmatch(plain):
+            return _letters(item)[alike.index(_folded(plain))]
+        match = _LETTER.match(plain)
+        return _letter([] if match is None else [match], item)
 
     def same_many(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
         return [a == b for a, b in pairs]
@@ -138,6 +141,12 @@ def unwrapped(text: str) -> str:
     while (plain := _WRAPPED.sub(r"\1", text)) != text:
         text = plain
     return text.strip()
+
+
+def _letter(found: Sequence[re.Match[str]], item: Item) -> str | None:
+    """The letter of the only match, if the problem has such an option."""
+    letters = [match["letter"] or match["word"] for match in found]
+    return letters[0] if letters and letters[0] in _letters(item) else None
 
 
 def _letters(item: Item) -> str:

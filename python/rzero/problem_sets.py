@@ -203,7 +203,7 @@ def _letter(answer: str, options: Sequence[str], where: str) -> str:
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]
     if len(options) > MOST_OPTIONS:
         raise InputError(f"{where}: {len(options)} options, at most {MOST_OPTIONS} have a letter")
-    if answer.strip("() .") in letters:
+    if answer.strip("() .") in list(letters):
         return answer.strip("() .")
     if answer in options:
         return letters[options.index(answer)]

@@ -4,7 +4,7 @@
 import pytest
 
 from rzero.forms import Choice, Words, create_form
-from rzero.problem_sets import Item
+from rzero.problem_sets import Item, read_item
 
 ITEM = Item("Which?", "B", ("12 apples", "the square of $x$", "none", "12 pears"))
 
@@ -24,12 +24,28 @@ ITEM = Item("Which?", "B", ("12 apples", "the square of $x$", "none", "12 pears"
         ("The answer is (B).", "B"),
         ("The answer is **C**", "C"),
         ("The answer is Alice", None),
+        ("The answer is B because of that", "B"),
+        ("The answer is A.", "A"),
+        ("The answer is A\nindeed", "A"),
+        ("The answer is A fruit", None),
+        (r"\boxed{A fruit}", None),
+        (r"\boxed{B the square}", "B"),
         ("A or B, hard to say", None),
         ("", None),
     ],
 )
 def test_a_letter_is_read_and_never_guessed(text: str, letter: str | None) -> None:
     assert Choice().extract(text, ITEM) == letter
+
+
+def test_a_and_i_are_words_too() -> None:
+    item = Item("Why?", "C", ("A rise in supply", "None", "A decrease in supply", *"DEFGHIJ"))
+    assert Choice().extract(r"\boxed{A decrease in supply}", item) == "C"
+    assert Choice().extract("The answer is I do not know", item) is None
+    assert Choice().extract("The answer is (I)", item) == "I"
+    blood = read_item({"question": "Which group?", "options": ["A", "B", "AB", "O"], "answer": "AB"}, "here")
+    assert blood.answer == "C" and Choice().extract(r"\boxed{AB}", blood) == "C"
+    assert Choice().extract(r"\boxed{B}", blood) == "B"
 
 
 @pytest.mark.parametrize(
