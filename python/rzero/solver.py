@@ -30,7 +30,7 @@ def step(run: Run, unit: Unit, pool: Sequence[tuple[str, str]]) -> dict[str, Any
         seeds=[run.seed(unit, "answers", index) for index in range(len(batch))],
         n=[settings.samples] * len(batch),
         sampling=settings.sampling,
-        stop=run.task.solver_stop(),
+        stop=run.task.solver_stop(run.tokenizer),
         what="answers",
     )
     draws = draw(run, run.solver, request)

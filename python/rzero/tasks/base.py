@@ -96,11 +96,11 @@ class Task(ABC):
         """Whether an answer works its result out; None where the task cannot tell."""
         return None
 
-    def challenger_stop(self) -> tuple[str, ...]:
+    def challenger_stop(self, tokenizer: TaskTokenizer) -> tuple[str, ...]:
         """Strings that end a question's sample."""
         return ()
 
-    def solver_stop(self) -> tuple[str, ...]:
+    def solver_stop(self, tokenizer: TaskTokenizer) -> tuple[str, ...]:
         """Strings that end an answer's sample."""
         return ()
 

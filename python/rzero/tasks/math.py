@@ -36,7 +36,7 @@ EXAMPLES = "These are examples of the kind of question that is wanted. Write a n
 EXAMPLE = "<question>\n{question}\n</question>\n\n\\boxed{{{answer}}}"
 SOLVER_SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
 
-# What a base model would write after its answer where the prompt is plain text: the next question.
+# What a base model would write after its text where the prompt is plain text: the next turn.
 PLAIN_STOP = ("\nuser:", "\nsystem:")
 
 MAX_QUESTION_CHARS = 4000
@@ -65,6 +65,12 @@ class Math(Task):
 
     def solver_prompt(self, tokenizer: TaskTokenizer, question: str) -> list[int]:
         return ask(tokenizer, SOLVER_SYSTEM, question)
+
+    def challenger_stop(self, tokenizer: TaskTokenizer) -> tuple[str, ...]:
+        return stop_strings(tokenizer)
+
+    def solver_stop(self, tokenizer: TaskTokenizer) -> tuple[str, ...]:
+        return stop_strings(tokenizer)
 
     def parse_question(self, text: str) -> Question | Invalid:
         text = text[:MAX_TEXT_CHARS]
@@ -145,6 +151,11 @@ def ask(tokenizer: TaskTokenizer, system: str, user: str) -> list[int]:
     return tokenizer.encode(f"system: {system}\nuser: {user}\nassistant:")
 
 
+def stop_strings(tokenizer: TaskTokenizer) -> tuple[str, ...]:
+    """What ends a text that answers `ask`: without a chat template nothing else does."""
+    return () if tokenizer.has_chat_template else PLAIN_STOP
+
+
 def _word_runs(text: str) -> list[tuple[str, ...]]:
     words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     return [tuple(words[i : i + OVERLAP_WORDS]) for i in range(len(words) - OVERLAP_WORDS + 1)]
@@ -161,7 +172,7 @@ def _read_sets(folder: Path) -> dict[str, list[Problem]]:
 
 def _read_set(path: Path) -> list[Problem]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     problems = []
