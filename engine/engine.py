@@ -22,6 +22,7 @@ import torch
 from rzero.engine import checkpoint
 from rzero.engine.config import ModelConfig
 from rzero.engine.decode_graphs import recorder
+from rzero.engine.device import torch_device
 from rzero.engine.dtype import choose_dtype
 from rzero.engine.errors import InputError
 from rzero.engine.grpo import TrainConfig, TrainGroup
@@ -61,7 +62,7 @@ def load_model(name_or_path: str | Path, dtype: str = "auto", device: str = "cpu
     folder = checkpoint.resolve_model(name_or_path)
     config = checkpoint.load_config(folder)
     tokenizer = load_tokenizer(folder, config)
-    place = torch.device(device)
+    place = torch_device(device)
     weights = checkpoint.load_weights(folder, config, choose_dtype(dtype, place)[0], place)
     return Model(config, weights, tokenizer, folder)
 
@@ -111,7 +112,7 @@ class Engine:
         self._optimizer = usable_optimizer(optimizer)
         loaded = model if isinstance(model, Model) else load_model(model, dtype, device)
         self.config, self.tokenizer, self.folder = loaded.config, loaded.tokenizer, loaded.folder
-        self.device, self.dtype = torch.device(device), loaded.weights.embed.dtype
+        self.device, self.dtype = torch_device(device), loaded.weights.embed.dtype
         self.kernels = _resolve(self.device, backends(numerics, self.device, kernels), debug)
         self._why_not_exact = why_not_exact(self.kernels, self.device)
         self.is_exact = is_exact(numerics, self._why_not_exact)

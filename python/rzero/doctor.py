@@ -13,6 +13,7 @@ import torch
 
 from rzero import __version__
 from rzero.config import load_config
+from rzero.engine.device import torch_device
 from rzero.engine.dtype import choose_dtype
 from rzero.engine.errors import InputError
 from rzero.engine.memory import gib
@@ -54,17 +55,6 @@ def examine(
         config = load_config(preset, config_file, options={} if model is None else {"model": model})
         sections.append(Section(f"memory of a run on {config.model}", memory(config, dtype, target)))
     return sections
-
-
-def torch_device(name: str) -> torch.device:
-    """The device of that name; raises InputError where there is none."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device {name!r} is unknown; use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name!r} is not there; torch sees {torch.cuda.device_count()} CUDA devices")
-    return device
 
 
 def versions() -> list[tuple[str, str]]:

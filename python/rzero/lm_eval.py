@@ -19,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from rzero.config import model_path
-from rzero.doctor import torch_device
+from rzero.engine.device import torch_device
 from rzero.engine.engine import Engine
 from rzero.engine.errors import InputError
 from rzero.engine.sampling import SamplingParams

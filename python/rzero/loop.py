@@ -80,10 +80,10 @@ def resume(path: str | Path, settings: Settings | None = None, observer: Observe
 
 
 @contextmanager
-def engine_of(settings: Settings) -> Iterator[Engine]:
-    """The engine of a run; closed at the end."""
+def engine_of(settings: Settings, *, trains: bool = True) -> Iterator[Engine]:
+    """The engine of a run, or with trains = False of an evaluation; closed at the end."""
     how = settings.engine
-    require_memory(settings)
+    require_memory(settings, trains=trains)
     engine = Engine(
         model_path(settings.model),
         device=how.device,

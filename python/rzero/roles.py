@@ -48,14 +48,19 @@ def begin_phase(run: Run, unit: Unit) -> set[str]:
     if unit.phase not in trained:
         return set()
     settings, role = trained[unit.phase]
-    if not settings.keep_optimizer:
-        run.engine.reset_optimizer(role)
+    changed = {role}
+    for how, name in trained.values():
+        # A state that is not kept is of no use while the other role is trained, and as large as two roles.
+        if (name != role or how is settings) and not how.keep_optimizer:
+            if run.engine.training_state(name)["step"]:
+                changed.add(name)
+            run.engine.reset_optimizer(name)
     if REFERENCE in run.engine.weights.roles:
         run.engine.drop(REFERENCE)
     if settings.kl_coef == 0 or settings.kl_reference == "base":
-        return {role}
+        return changed
     run.engine.fork(REFERENCE, role)
-    return {role, REFERENCE}
+    return {*changed, REFERENCE}
 
 
 def saved_state(run: Run, units: int, unit: str) -> State:

@@ -5,6 +5,7 @@ As a program: python small_run.py run|resume FOLDER KEY=VALUE..., which a test c
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,7 +87,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*.safetensors")):
         if "state" not in path.parts or f'"{path.name}"' in (path.parent / "state.json").read_text():
-            found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+            # The number in a state's name is the step at which it was saved, which checkpoint_every decides.
+            name = re.sub(r"-\d+(?=\.safetensors)", "", str(path.relative_to(folder)))
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     for path in sorted(folder.rglob("*.jsonl")):
         rows = list(read_journal(path))
         found[str(path.relative_to(folder))] = [{**row, "seconds": 0} for row in rows]

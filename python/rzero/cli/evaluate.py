@@ -134,7 +134,7 @@ def examined(
         if not examination.is_complete:
             options = {name: value for name, value in engine_options.items() if value is not None}
             settings = load_config(options={"model": model, "seed": protocol.seed, **options})
-            with engine_of(settings) as engine, Progress(model) as progress:
+            with engine_of(settings, trains=False) as engine, Progress(model) as progress:
                 examination.note_facts(facts(engine, settings))
                 examination.ask(engine, progress.show)
         return examination.grade()
