@@ -38,7 +38,7 @@ def of_run(folder: Path, file: str | None, task: Task) -> tuple[Problem, ...]:
 def read(path: Path, task: Task) -> tuple[Problem, ...]:
     """The examples of a file of JSON lines {"question", "answer"}."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"anchors: {path} cannot be read: {error}") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]

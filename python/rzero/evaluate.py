@@ -52,8 +52,8 @@ def measure_set(run: Run, unit: Unit, name: str, problems: Sequence[Problem]) ->
     """Measure one set."""
     settings = run.config.evaluation
     k = settings.samples
-    one = answer(run, name, problems, Sampling(temperature=0.0, max_tokens=settings.max_tokens), 1)
     sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
+    one = answer(run, name, problems, sampling, 1, is_greedy=True)
     many = answer(run, name, problems, sampling, k) if k else [Draw([], []) for _ in problems]
     greedy = graded(run.task, problems, one)
     sampled = graded(run.task, problems, many)
@@ -86,15 +86,18 @@ def measure_set(run: Run, unit: Unit, name: str, problems: Sequence[Problem]) ->
     return Measured([row], answers, tokens(one) + tokens(many))
 
 
-def answer(run: Run, name: str, problems: Sequence[Problem], sampling: Sampling, n: int) -> list[Draw]:
+def answer(
+    run: Run, name: str, problems: Sequence[Problem], sampling: Sampling, n: int, is_greedy: bool = False
+) -> list[Draw]:
     """n answers of the Solver to every problem."""
     request = Request(
         prompts=[run.task.solver_prompt(run.tokenizer, problem.question) for problem in problems],
         seeds=[run.seed(Unit(0, "evaluation", 1), name, index) for index in range(len(problems))],
         n=[n] * len(problems),
         sampling=sampling,
-        stop=run.task.solver_stop(),
+        stop=run.task.solver_stop(run.tokenizer),
         what="answers",
+        is_greedy=is_greedy,
     )
     return draw(run, run.solver, request)
 

@@ -39,7 +39,7 @@ Key = tuple[str, int, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How answers are drawn; the part of an evaluation that a comparison must share."""
+    """How answers are drawn. A comparison must share it, but for the seed and k."""
 
     samples: int | None = None
     """k of mean@k; None: 32 on the sets of 40 problems and fewer, none on the others; 0: greedy only"""
@@ -275,8 +275,10 @@ class Examination:
     def compare(self, other: Path) -> list[dict[str, Any]]:
         """Paired tests against the result in folder `other`, set by set, added to result.json.
 
-        Problems are paired by what they say. Raises InputError where the two share none.
+        Problems are paired by what they say. Raises InputError where the two share none, or drew their
+        answers in another way.
         """
+        self._require_same_drawing(other)
         rows = compared(self.folder, other, self.protocol.seed)
         if not rows:
             raise InputError(f"{other} has no problem in common with {self.folder}")
@@ -286,6 +288,17 @@ class Examination:
         with explained(self.folder):
             write_atomic(self.folder / "result.json", json.dumps(result, indent=1) + "\n")
         return rows
+
+    def _require_same_drawing(self, other: Path) -> None:
+        theirs = _read_json(other / "eval.json").get("protocol", {})
+        both_sampled = all(any(key[1] == "sampled" for key in _shares(path)) for path in (self.folder, other))
+        for name in ("max_tokens", *(("temperature", "top_p") if both_sampled else ())):
+            ours = asdict(self.protocol)[name]
+            if theirs.get(name) != ours:
+                raise InputError(
+                    f"--against {other}: its {name} is {theirs.get(name)}, here it is {ours}; "
+                    "only answers drawn in the same way can be compared"
+                )
 
 
 def compared(one: Path, other: Path, seed: int) -> list[dict[str, Any]]:

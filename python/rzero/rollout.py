@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What both phases share: a run's parts, drawing samples, the vote, and one GRPO step on what was drawn."""
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +17,7 @@ from rzero.engine.grpo import TrainConfig, TrainGroup
 from rzero.engine.outputs import RequestOutput, Sample
 from rzero.engine.sampling import SamplingParams
 from rzero.engine.tokenizer import Tokenizer
+from rzero.kernels.policy_loss import MAX_LOG_RATIO
 from rzero.observer import Observer
 from rzero.run_folder import RunFolder
 from rzero.seeds import derive
@@ -91,6 +94,8 @@ class Request(NamedTuple):
     sampling: Sampling
     stop: tuple[str, ...]
     what: str
+    is_greedy: bool = False
+    """always the most likely token, whatever `sampling` says"""
 
 
 def draw(run: Run, role: str, request: Request) -> list[Draw]:
@@ -99,7 +104,7 @@ def draw(run: Run, role: str, request: Request) -> list[Draw]:
     params = [
         SamplingParams(
             n=n,
-            temperature=how.temperature,
+            temperature=0.0 if request.is_greedy else how.temperature,
             top_p=how.top_p,
             top_k=how.top_k,
             max_tokens=how.max_tokens,
@@ -134,7 +139,7 @@ def draw_questions(run: Run, unit: Unit, n: int, sampling: Sampling, each: int) 
     return draw(
         run,
         run.challenger,
-        Request(prompts, seeds, counts, sampling, run.task.challenger_stop(), "questions"),
+        Request(prompts, seeds, counts, sampling, run.task.challenger_stop(run.tokenizer), "questions"),
     )
 
 
@@ -174,7 +179,8 @@ def ask_solver(run: Run, unit: Unit, questions: Sequence[str], m: int) -> tuple[
     """The vote of m answers on each question, and the answers themselves."""
     prompts = [run.task.solver_prompt(run.tokenizer, question) for question in questions]
     seeds = [run.seed(unit, "votes", index) for index in range(len(questions))]
-    request = Request(prompts, seeds, [m] * len(prompts), run.config.voting, run.task.solver_stop(), "votes")
+    stop = run.task.solver_stop(run.tokenizer)
+    request = Request(prompts, seeds, [m] * len(prompts), run.config.voting, stop, "votes")
     draws = draw(run, run.solver, request) if questions else []
     answers = [[run.task.extract_answer(sample.text) for sample in drawn.samples] for drawn in draws]
     same = or_both_say_no(run.task.same_many) if run.config.voting.same_no else run.task.same_many
@@ -255,7 +261,8 @@ def kl_to_base(run: Run, draws: Sequence[Draw], how: Training, trained: Mapping[
         return None
     of_base = torch.tensor([x for part in run.engine.logprobs("base", answers) for x in part])
     own = torch.tensor([x for _, sample in picked for x in sample.full_logprobs])
-    difference = of_base - own
+    # As in the loss (kernels/policy_loss.py): e^x must stay finite.
+    difference = (of_base - own).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return float((difference.exp() - difference - 1).mean())
 
 
@@ -295,14 +302,18 @@ def split(groups: Sequence[TrainGroup], parts: int) -> list[list[TrainGroup]]:
 def merged(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Sums of a step's counts, means of what its updates measured, and the mismatch of the first, on policy.
 
-    An update without an answer to learn from measured nothing: its zeros are no entropy.
+    An update without an answer to learn from measured nothing: its zeros are no entropy. Nor did one whose
+    numbers are not finite, which the trainer skipped; but a mismatch that is no number is the largest.
     """
     result = {name: sum(update[name] for update in updates) for name in COUNTS}
-    measured = [update for update in updates if update["tokens_trained"]]
+    taught = [update for update in updates if update["tokens_trained"]]
+    measured = [update for update in taught if all(map(math.isfinite, update.values()))]
     if measured:
-        first, names = measured[0], [name for name in updates[0] if name not in COUNTS]
+        names = [name for name in updates[0] if name not in COUNTS]
         result |= {name: sum(update[name] for update in measured) / len(measured) for name in names}
-        result |= {name: first[name] for name in ("mismatch_max", "mismatch_mean")}
+    if taught:
+        mismatch = {name: taught[0][name] for name in ("mismatch_max", "mismatch_mean")}
+        result |= {name: x if math.isfinite(x) else sys.float_info.max for name, x in mismatch.items()}
     return result | {"updates": float(len(updates))}
 
 

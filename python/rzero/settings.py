@@ -66,8 +66,8 @@ class LoraSettings(Section):
 class Sampling(Section):
     """How answers or questions are drawn."""
 
-    temperature: Amount = 1.0
-    """0 takes the most likely token"""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """below 1 likely tokens come more often still; samples that all take the likeliest would be one"""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """keep the most likely tokens that hold this share; 1: off"""
     top_k: Whole = 0

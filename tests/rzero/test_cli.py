@@ -53,6 +53,11 @@ MISTAKES = (
     (("generate", "no-such-folder", "hello"), "no-such-folder"),
     (("generate", "tiny", "hello", "--top-p", "2"), "top_p"),
     (("doctor", "--device", "gpu"), "gpu"),
+    (("run", "--device", "gpu"), "gpu"),
+    (("run", "--device", "cuda:9"), "cuda:9"),
+    (("generate", "tiny", "hello", "--device", "gpu"), "gpu"),
+    (("run", "--set", "solver.sampling.temperature=0"), "solver.sampling.temperature"),
+    (("run", "--set", "voting.temperature=0"), "voting.temperature"),
 )
 
 

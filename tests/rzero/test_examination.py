@@ -121,6 +121,22 @@ def test_two_results_are_compared_problem_by_problem(whole: Path, tmp_path: Path
     assert "McNemar" in result.output
 
 
+def test_answers_of_other_lengths_are_not_compared(whole: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "verdicts.jsonl").write_bytes((whole / "verdicts.jsonl").read_bytes())
+    about = json.loads((whole / "eval.json").read_text())
+    for changed, named in (
+        ({"max_tokens": 7}, "max_tokens is 7"),
+        ({"temperature": 0.5}, "temperature is 0.5"),
+    ):
+        (other / "eval.json").write_text(json.dumps(about | {"protocol": about["protocol"] | changed}))
+        result = run(whole, "--samples", "2", "--against", str(other))
+        assert isinstance(result.exception, InputError) and named in str(result.exception)
+    (other / "eval.json").write_text(json.dumps(about | {"protocol": about["protocol"] | {"seed": 9}}))
+    assert run(whole, "--samples", "2", "--against", str(other)).exit_code == 0
+
+
 def test_a_model_can_be_the_other_side(tmp_path: Path) -> None:
     result = run(tmp_path, "--samples", "0", "--limit", "2", "--against", "tiny")
     assert result.exit_code == 0, result.output

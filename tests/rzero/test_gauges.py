@@ -2,6 +2,7 @@
 """Gauges: what each reads, on which side it is bad, and what a run does when one passes its threshold."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,36 @@ def test_an_update_that_saw_no_answer_is_no_measurement() -> None:
     taught = nothing | {"tokens_trained": 5.0, "entropy": 0.4, "mismatch_max": 0.25, "mismatch_mean": 0.125}
     assert merged([nothing, taught]) == taught | {"groups": 4.0, "updates": 2.0}
     assert "entropy" not in merged([nothing]) and merged([nothing])["groups"] == 2
-    assert "entropy" not in read(
-        row("solver", **{f"solver/{k}": v for k, v in merged([nothing]).items()}), []
-    )
+    assert "entropy" not in read(row("solver", **merged([nothing])), [])
+    assert read(row("solver", **merged([taught])), [])["entropy"] == 0.4
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_its_mismatch_is_an_alarm() -> None:
+    taught = dict.fromkeys((*COUNTS, "entropy", "grad_norm", "mismatch_max", "mismatch_mean"), 1.0) | {
+        "skipped": 0.0
+    }
+    broken = taught | {"skipped": 1.0, "entropy": math.nan, "grad_norm": math.inf}
+    assert merged([taught, broken])["entropy"] == 1.0 and merged([taught, broken])["skipped"] == 1.0
+    assert "entropy" not in merged([broken])
+    lost = merged([broken | {"mismatch_max": math.nan}])
+    json.dumps(lost, allow_nan=False)
+    values = read(row("solver", **lost), [])
+    assert [alarm.action for alarm in alarms(values, thresholds(small(), "solver", is_exact=True))] == [
+        "stop"
+    ]
+
+
+def test_a_run_survives_an_update_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Engine.train_step
+
+    def broken(self: Engine, *args: Any, **options: Any) -> dict[str, float]:
+        return honest(self, *args, **options) | {"loss": math.nan, "grad_norm": math.inf, "skipped": 1.0}
+
+    monkeypatch.setattr(Engine, "train_step", broken)
+    observer = Keep()
+    loop.run(small(), tmp_path / "run", observer)
+    assert observer.steps[-1]["phase"] == "evaluation"
+    assert [step["solver/skipped"] for step in observer.steps if step["phase"] == "solver"] == [1.0, 1.0]
 
 
 def test_a_mismatch_counts_only_where_it_can_be_0() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rzero import tasks
+from rzero import anchors, tasks
 from rzero.engine.errors import InputError
 from rzero.tasks.base import Invalid, Question, last_box
 from rzero.tasks.math import Math
@@ -109,6 +109,9 @@ def test_prompts_with_and_without_a_template(math: Math) -> None:
     assert r"\boxed{}" in chat.messages[0]["content"] and chat.messages[1]["content"] == "Why?"
     math.solver_prompt(plain, "Why?")
     assert plain.text.startswith("system: ") and plain.text.endswith("\nuser: Why?\nassistant:")
+    # Without a template nothing but these ends a turn, in a run as in an evaluation.
+    assert math.solver_stop(chat) == math.challenger_stop(chat) == ()
+    assert math.solver_stop(plain) == math.challenger_stop(plain) == ("\nuser:", "\nsystem:")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +154,21 @@ def test_a_bad_line_of_a_held_out_set_is_named(tmp_path: Path, line: str) -> Non
     (tmp_path / "bad.jsonl").write_text('{"problem": "x", "answer": "1"}\n' + line + "\n")
     with pytest.raises(InputError, match=r"bad\.jsonl, line 2"):
         tasks.create("math", str(tmp_path))
+
+
+def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
+    problem, answer = "One\u2028two?\x85", "3"
+    row = json.dumps({"problem": problem, "answer": answer}, ensure_ascii=False)
+    (tmp_path / "own.jsonl").write_text(row + "\r\n", encoding="utf-8")
+    task = Math(str(tmp_path))
+    assert [tuple(held) for held in task.held_out()["own"]] == [(problem, answer)]
+    task.close()
+    (tmp_path / "few.jsonl").write_text('{"question": "One\\u2028two?", "answer": "3"}\n', encoding="utf-8")
+    plain = Math()
+    first = anchors.of_run(tmp_path, str(tmp_path / "few.jsonl"), plain)
+    assert anchors.of_run(tmp_path, str(tmp_path / "few.jsonl"), plain) == first
+    assert first[0].question == "One\u2028two?"
+    plain.close()
 
 
 def test_no_held_out_sets_in_the_folder(tmp_path: Path) -> None:

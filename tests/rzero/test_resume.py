@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from small_run import Crash, CrashAfter, Keep, outcome, small
 
 from rzero import loop
+from rzero.cli import app
 from rzero.engine.errors import InputError
 from rzero.run_folder import read_config
 
@@ -75,6 +77,12 @@ def test_resuming_a_finished_run_does_nothing(left_alone: Path) -> None:
 def test_resuming_with_other_settings_is_refused(left_alone: Path) -> None:
     with pytest.raises(InputError, match=r"solver\.steps: 2 there, 3 now"):
         loop.resume(left_alone, small(*FULL, "solver.steps=3"))
+
+
+@pytest.mark.parametrize("given", [["--preset", "tiny"], ["--output", "elsewhere"]])
+def test_resuming_with_a_preset_or_another_folder_is_refused(left_alone: Path, given: list[str]) -> None:
+    result = CliRunner().invoke(app, ["run", "--resume", str(left_alone), *given])
+    assert isinstance(result.exception, InputError) and given[0] in str(result.exception)
 
 
 def test_resuming_takes_what_may_differ(tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ def resolve(
         if value is not None
     }
     if resume is not None:
+        if preset is not None or "output" in options:
+            from rzero.engine.errors import InputError
+
+            name = "--output" if preset is None else "--preset"
+            raise InputError(f"{name} cannot be given with --resume {resume}, which has its own")
         # Says so when this is no run folder. Settings that are not the run's are refused later, by name.
         read_config(resume)
         config_file = config_file or resume / "config.yaml"
