@@ -6,8 +6,9 @@
 
 An op's error is judged beside the error of plain torch in the same type, in Frobenius and in peak norm; two
 runs must give the same bits; `sample` must draw the reference's tokens and pass a chi-square test. Backends
-are compared with each other, too. The last line is one JSON object: device, driver, versions, commit, counts;
---out writes it with every result.
+are compared with each other, too. Checks run in a process of their own; where a kernel takes it down, or the
+whole device with it, the next ops are checked in another. The last line is one JSON object: device, driver,
+versions, commit, counts; --out writes it with every result, anew after each op.
 """
 
 import argparse
@@ -17,12 +18,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from conditions import conditions
-from smoke_cases import CASES, Case, placed, randn
+from smoke_cases import CASES, LARGE, Case, placed, randn
 from torch import Tensor
 
 from rzero.kernels import OPS
@@ -103,7 +107,7 @@ def backends(op: Op, device: torch.device) -> Iterator[tuple[str, Function]]:
         if reason is None:
             yield impl.backend, choose(op, device, impl.backend)[0]
         else:
-            print(f"{op.name:<16} {impl.backend:<8} left out: {reason}")
+            print(f"{op.name:<16} {impl.backend:<8} left out: {reason}", file=sys.stderr)
     yield "ref", op.reference
 
 
@@ -125,10 +129,33 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What a kernel that does not compile, launch or run raises."""
+    if find_spec("triton") is None:
+        return RuntimeError, ValueError, TypeError, AssertionError
+    from triton.errors import TritonError
+
+    return RuntimeError, ValueError, TypeError, AssertionError, TritonError
+
+
+def failed(op: Op, backend: str, kind: str, case: str, failure: Exception) -> Result:
+    words = (str(failure).strip().splitlines() or [""])[0]
+    return Result(op.name, backend, kind, case, torch.inf, 0.0, (f"{type(failure).__name__}: {words}",))
+
+
+def require_alive(device: torch.device) -> None:
+    """Ends the process where no call to the device succeeds any more, as after an access out of bounds."""
+    try:
+        torch.ones(1, device=device).sum().item()
+    except RuntimeError as failure:
+        sys.exit(f"gpu_smoke: the device answers no more: {failure}")
+
+
 def check_case(
     op: Op, functions: Functions, case: Case, dtype: torch.dtype, device: torch.device, is_timed: bool
 ) -> Iterator[Result]:
     truth, base = (evaluate(op.reference, case, device, d) for d in (torch.float64, None))
+    wait(device)
     seen: dict[str, list[Tensor]] = {}
     for backend, function in functions.items():
         kind = str(dtype).removeprefix("torch.")
@@ -136,8 +163,9 @@ def check_case(
             got = evaluate(function, case, device, None)
             again = evaluate(function, case, device, None)
             wait(device)
-        except (RuntimeError, ValueError) as failure:
-            yield Result(op.name, backend, kind, case.name, torch.inf, 0.0, (str(failure).splitlines()[0],))
+        except failures() as failure:
+            yield failed(op, backend, kind, case.name, failure)
+            require_alive(device)
             continue
         error, torchs, faults = judge(case, truth, base, got)
         pairs = zip(got, again, strict=True)
@@ -182,27 +210,40 @@ def sample_inputs(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[st
 
 
 def check_sample(functions: Functions, dtype: torch.dtype, device: torch.device) -> Iterator[Result]:
-    kind = str(dtype).removeprefix("torch.")
     for backend, function in functions.items():
-        for name, args in sample_inputs(dtype, device):
-            wanted, got, again = SAMPLE.reference(*args), function(*args), function(*args)
-            truth = SAMPLE.reference(args[0].double(), *args[1:])
-            faults = []
-            if other := int((wanted[0] != got[0]).sum()):
-                faults.append(f"{other} of {len(got[0])} tokens differ from the reference's")
-            if not all(torch.equal(x, y) for x, y in zip(got, again, strict=True)):
-                faults.append("two runs differ")
-            alone = function(*(x[3:4] for x in args))
-            if backend != "ref" and not all(torch.equal(x[3:4], y) for x, y in zip(got, alone, strict=True)):
-                faults.append("a row alone differs from the row in a batch")
-            error, torchs = (
-                max(float((x - y).abs().max()) for x, y in zip(out[1:], truth[1:], strict=True))
-                for out in (got, wanted)
-            )
-            if not error <= SLACK["peak"] * torchs + 2e-6:
-                faults.append(f"log-probs err by {error:.2e}, torch's by {torchs:.2e}")
-            yield Result("sample", backend, kind, name, error, torchs, tuple(faults))
-        yield chi_square(backend, function, dtype, device)
+        checks = {
+            name: partial(drawn, backend, function, name, args) for name, args in sample_inputs(dtype, device)
+        }
+        checks["chi-square"] = partial(chi_square, backend, function, dtype, device)
+        for name, check in checks.items():
+            try:
+                yield check()
+            except failures() as failure:
+                yield failed(SAMPLE, backend, str(dtype).removeprefix("torch."), name, failure)
+                require_alive(device)
+
+
+def drawn(backend: str, function: Function, name: str, args: tuple[Tensor, ...]) -> Result:
+    """Tokens and log-probs of one row of settings, beside the reference's."""
+    wanted, got, again = SAMPLE.reference(*args), function(*args), function(*args)
+    truth = SAMPLE.reference(args[0].double(), *args[1:])
+    faults = []
+    if other := int((wanted[0] != got[0]).sum()):
+        faults.append(f"{other} of {len(got[0])} tokens differ from the reference's")
+    if not all(torch.equal(x, y) for x, y in zip(got, again, strict=True)):
+        faults.append("two runs differ")
+    alone = function(*(x[3:4] for x in args))
+    if backend != "ref" and not all(torch.equal(x[3:4], y) for x, y in zip(got, alone, strict=True)):
+        faults.append("a row alone differs from the row in a batch")
+    error, torchs = (
+        max(float((x - y).abs().max()) for x, y in zip(out[1:], truth[1:], strict=True))
+        for out in (got, wanted)
+    )
+    if not error <= SLACK["peak"] * torchs + 2e-6:
+        faults.append(f"log-probs err by {error:.2e}, torch's by {torchs:.2e}")
+    return Result(
+        "sample", backend, str(args[0].dtype).removeprefix("torch."), name, error, torchs, tuple(faults)
+    )
 
 
 def chi_square(backend: str, function: Function, dtype: torch.dtype, device: torch.device) -> Result:
@@ -230,19 +271,21 @@ def chi_square(backend: str, function: Function, dtype: torch.dtype, device: tor
     return Result("sample", backend, str(dtype).removeprefix("torch."), "chi-square", 0.0, 0.0, tuple(faults))
 
 
-def all_results(
+def results_here(
     device: torch.device, names: Sequence[str], dtypes: Sequence[torch.dtype], is_timed: bool
 ) -> Iterator[Result]:
+    """The checks of these ops, in this process."""
     makers = {make.__name__: make for make in CASES}
     for op in OPS:
-        if op.name in HOST_ONLY or (names and op.name not in names):
+        if op.name not in names:
             continue
         functions = dict(backends(op, device))
         for dtype in dtypes:
             if op is SAMPLE:
                 yield from check_sample(functions, dtype, device)
                 continue
-            for case in makers[op.name](dtype):
+            large = LARGE[op.name](dtype) if op.name in LARGE and device.type == "cuda" else ()
+            for case in chain(makers[op.name](dtype), large):
                 yield from check_case(op, functions, case, dtype, device, is_timed)
 
 
@@ -261,43 +304,82 @@ def triton_version() -> str | None:
     return str(triton.__version__)
 
 
+def results_apart(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Result]:
+    """The same from a process that may die of a check; the ops after the one that killed it have the next."""
+    left = list(names)
+    while left:
+        options = ["--device", args.device, "--dtypes", *args.dtypes, *(["--time"] if args.time else [])]
+        command = [sys.executable, __file__, "--here", "--ops", *left, *options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            at = left[0]
+            for line in child.stdout:
+                result = Result(**json.loads(line))
+                at = result.op
+                yield result._replace(faults=tuple(result.faults))
+        if child.returncode == 0:
+            return
+        fault = (
+            f"the process ended with {child.returncode}; what it had not checked of this op is not checked"
+        )
+        yield Result(at, "", "", "the process", torch.inf, 0.0, (fault,))
+        left = left[left.index(at) + 1 :]
+
+
+def shown(result: Result) -> str:
+    time_us = "" if result.time_us is None else f"{result.time_us:9.1f} us"
+    verdict = "; ".join(result.faults) or "ok"
+    return (
+        f"{result.op:<16} {result.backend:<8} {result.dtype:<9} {result.case:<42} "
+        f"{result.error:8.1e} torch {result.torchs:8.1e}{time_us}  {verdict}"
+    )
+
+
+def report(device: str, results: Sequence[Result], is_whole: bool) -> dict[str, Any]:
+    bad = [result for result in results if result.faults]
+    return {
+        **conditions(device), "driver": driver(), "triton": triton_version(), "cuda": torch.version.cuda,
+        "passed": is_whole and not bad, "whole": is_whole, "checks": len(results), "failed": len(bad),
+        "results": [result._asdict() for result in results],
+    }  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [op.name for op in OPS if op.name not in HOST_ONLY]
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--ops", nargs="*", default=[], help="these only")
+    parser.add_argument("--ops", nargs="*", choices=names, default=names, help="these only")
     parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=[*DTYPES], help="these only")
     parser.add_argument("--time", action="store_true", help="also time each call")
     parser.add_argument("--out", type=Path, help="write the JSON here, too")
+    parser.add_argument(
+        "--here", action="store_true", help="in this process; prints a line of JSON for each check"
+    )
     args = parser.parse_args()
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print("gpu_smoke: torch finds no GPU here; --device cpu runs the same checks on the CPU's backends")
         return 2
-    device = torch.device(args.device)
-    results = []
-    dtypes = [getattr(torch, name) for name in args.dtypes]
-    for result in all_results(device, args.ops, dtypes, args.time):
+    if args.here:
+        dtypes = [getattr(torch, name) for name in args.dtypes]
+        for result in results_here(torch.device(args.device), args.ops, dtypes, args.time):
+            print(json.dumps(result._asdict()), flush=True)
+        return 0
+    results: list[Result] = []
+    for result in results_apart(args, [name for name in names if name in args.ops]):
+        is_next_op = results and results[-1].op != result.op
+        if args.out is not None and is_next_op:
+            write(args.out, report(args.device, results, is_whole=False))
         results.append(result)
-        time_us = "" if result.time_us is None else f"{result.time_us:9.1f} us"
-        verdict = "; ".join(result.faults) or "ok"
-        print(
-            f"{result.op:<16} {result.backend:<8} {result.dtype:<9} {result.case:<42} "
-            f"{result.error:8.1e} torch {result.torchs:8.1e}{time_us}  {verdict}",
-            flush=True,
-        )
-    failed = [result for result in results if result.faults]
-    report = {
-        **conditions(args.device), "driver": driver(), "triton": triton_version(), "cuda": torch.version.cuda,
-        "passed": not failed, "checks": len(results), "failed": len(failed),
-        "results": [result._asdict() for result in results],
-    }  # fmt: skip
+        print(shown(result), flush=True)
+    whole = report(args.device, results, is_whole=True)
     if args.out is not None:
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(
-        json.dumps(
-            {key: value for key, value in report.items() if key != "results"} | {"results": len(results)}
-        )
-    )
-    return 1 if failed else 0
+        write(args.out, whole)
+    print(json.dumps(whole | {"results": len(results)}))
+    return 0 if whole["passed"] else 1
+
+
+def write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

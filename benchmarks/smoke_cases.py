@@ -2,7 +2,8 @@
 """Inputs of every op for gpu_smoke.py: sizes of real models where they matter, odd lengths, rows apart in
 memory with NaN between them, unused pages full of NaN and unused page numbers absurd."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -178,11 +179,19 @@ def attention(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def linear_logprob(dtype: torch.dtype) -> Iterator[Case]:
-    for T, D, V in ((5, 64, 1000), (37, 896, 5003)):
+    yield from _linear_logprob(dtype, ((5, 64, 1000), (37, 896, 5003)))
+
+
+def linear_logprob_large(dtype: torch.dtype) -> Iterator[Case]:
+    yield from _linear_logprob(dtype, ((300, 896, 151_936),))
+
+
+def _linear_logprob(dtype: torch.dtype, sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
+    for T, D, V in sizes:
         target_T = torch.randint(V, (T,), generator=torch.Generator().manual_seed(0))
         inputs = (randn(T, D, dtype=dtype), randn(V, D, dtype=dtype, seed=1) / 8, target_T)
         # The entropy carries no gradient.
-        yield Case(f"{T}x{D} {V}", lambda f, h, w, t: f(h, w, t, 0.8)[0], inputs, has_gradient=True)
+        yield Case(f"{T}x{D} {V}", lambda f, h, w, t: f(h, w, t, 0.8), inputs, has_gradient=True)
 
 
 def lora(dtype: torch.dtype) -> Iterator[Case]:
@@ -208,7 +217,7 @@ def policy_loss(dtype: torch.dtype) -> Iterator[Case]:
         return tuple(x for x in out if x is not None and x.is_floating_point())
 
     inputs = (logp * 0.3, old * 0.3, ref * 0.3, advantage, weight)
-    yield Case("1003 tokens", call, inputs)
+    yield Case("1003 tokens", call, inputs, has_gradient=True)
 
 
 def group_advantage(dtype: torch.dtype) -> Iterator[Case]:
@@ -236,3 +245,5 @@ CASES = (
     linear, rmsnorm, add_rmsnorm, rope, rope_write, swiglu, kv_write, copy_pages, paged_attention, attention,
     linear_logprob, lora, policy_loss, group_advantage, adamw,
 )  # fmt: skip
+# By op, for a GPU only: what would take a CPU minutes.
+LARGE = MappingProxyType({"linear_logprob": linear_logprob_large})
