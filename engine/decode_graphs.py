@@ -11,7 +11,7 @@ chunks of prompts, and steps that mix roles, are not recorded.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +23,17 @@ from rzero.kernels import Kernels
 from rzero.kernels.dispatch import REFERENCE
 
 Forward = Callable[[Step], Tensor]
-Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
-"""Takes a computation; returns its output's place and what computes it again, from its inputs' places."""
+
+
+class Record(Protocol):
+    """Records computations."""
+
+    def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        """The place of a computation's output, and what computes it again from its inputs' places."""
+
+    def forget(self) -> None:
+        """What was recorded is gone."""
+
 
 RECORDED = ("lora", "rmsnorm", "add_rmsnorm", "rope_write", "swiglu", "paged_attention")
 """The ops of a pass that may not run on their references, which may read numbers on the host. `linear` may:
@@ -49,24 +58,35 @@ def recorder(is_wanted: bool, kernels: Kernels, device: torch.device, debug: boo
             reason = f"{choice.op} runs on its reference, which may read numbers on the host"
     if reason is not None:
         raise InputError(f"cuda_graphs is true, but {reason}; set it to false")
-    return partial(_record, device, torch.cuda.graph_pool_handle())
+    return CudaRecord(device)
 
 
-def _record(
-    device: torch.device, pool: Any, compute: Callable[[], Tensor]
-) -> tuple[Tensor, Callable[[], None]]:
-    """Records on the current device. The graphs share a pool of memory: no two run at a time, and what one
-    leaves is used up before the next."""
-    # Compiling, loading and cuBLAS' workspace come with the first call, and cannot be recorded.
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        compute()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        out = compute()
-    return out, graph.replay
+class CudaRecord:
+    """Records on the current device, all on one stream, which no other engine uses.
+
+    The graphs share a pool of memory: no two run at a time, and what one leaves is used up before the next.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._pool: Any = None
+
+    def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        # Compiling, loading and cuBLAS' workspace come with the first call, and cannot be recorded.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            compute()
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            out = compute()
+        return out, graph.replay
+
+    def forget(self) -> None:
+        # A pool whose last graph is gone cannot be recorded into again.
+        self._pool = None
 
 
 def rows_recorded(rows: int, most: int) -> int:
@@ -112,6 +132,7 @@ class DecodeGraphs:
     def forget(self) -> None:
         """Before pages or weights go."""
         self._graphs.clear()
+        self._record.forget()
 
 
 def _inputs(step: Step) -> tuple[Tensor, ...]:

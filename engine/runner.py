@@ -18,6 +18,7 @@ from torch import Tensor
 from rzero.engine.batch import Batch, Floats, Ints
 from rzero.engine.config import ModelConfig
 from rzero.engine.decode_graphs import DecodeGraphs, Record, rows_recorded
+from rzero.engine.device import current
 from rzero.engine.kv_cache import KvCache
 from rzero.engine.model import PagedStep, RoleRows, Step, forward
 from rzero.engine.scheduler import Chunk, Plan
@@ -67,12 +68,15 @@ class Runner:
         self._kv_len = np.zeros(max_seqs, np.int32)
         self._rows = np.arange(max_seqs)
 
-    @torch.inference_mode()
     def run(self, plan: Plan, batch: Batch, weights_of: Callable[[str], ModelWeights]) -> Drawn:
         """Compute a plan, each answer under its role's weights, which share all tensors but adapters.
 
         Raises ValueError where a row's logits are not numbers.
         """
+        with torch.inference_mode(), current(self._device):
+            return self._run(plan, batch, weights_of)
+
+    def _run(self, plan: Plan, batch: Batch, weights_of: Callable[[str], ModelWeights]) -> Drawn:
         self._copy_pages(plan)
         rows = batch.role[: plan.rows].argsort(kind="stable")
         chunks = sorted(plan.chunks, key=lambda chunk: chunk.prefix.role)

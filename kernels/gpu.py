@@ -11,6 +11,9 @@ import torch
 
 from rzero.kernels.native import is_dense, reject
 
+OLDEST_TRITON = (3, 3)
+# What the CUDA sources are compiled for, and the first to multiply bfloat16.
+OLDEST_CAPABILITY = (8, 0)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -20,6 +23,13 @@ def triton_why_not(device: torch.device) -> str | None:
         return f"runs on a GPU, not on {device.type}"
     if not find_spec("triton"):
         return "triton is not installed"
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST_TRITON:
+        least = ".".join(map(str, OLDEST_TRITON))
+        return f"Triton is {triton.__version__}; kernels that take tuples need {least}"
+    if reason := _too_old(device):
+        return reason
     if device.index not in (None, torch.cuda.current_device()):
         return f"Triton launches on the current device, cuda:{torch.cuda.current_device()}"
     return None
@@ -32,7 +42,17 @@ def cuda_why_not(device: torch.device) -> str | None:
     # Not at the top: on a CPU nobody loads the CUDA runtime.
     from rzero.kernels.cuda import why_not
 
-    return why_not()
+    return why_not() or _too_old(device)
+
+
+def _too_old(device: torch.device) -> str | None:
+    """Why a GPU of this generation runs nothing of ours, or None."""
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    found, least = torch.cuda.get_device_capability(device), OLDEST_CAPABILITY
+    if found >= least:
+        return None
+    return f"compute capability {found[0]}.{found[1]} is below {least[0]}.{least[1]}"
 
 
 def check_float(op: str, name: str, tensor: torch.Tensor, ndim: int) -> None:

@@ -6,7 +6,10 @@ tests/triton/test_graphs.py replays the GPU's launches themselves.
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from rzero.engine import Engine, InputError, SamplingParams, TrainConfig, TrainGroup
 from rzero.engine import engine as module
-from rzero.engine.decode_graphs import recorder, rows_recorded
+from rzero.engine.decode_graphs import CudaRecord, recorder, rows_recorded
 from rzero.engine.lora import LoraConfig
 from rzero.kernels import resolve
 
@@ -39,6 +42,9 @@ class Recorder:
             out.copy_(compute())
 
         return out, replay
+
+    def forget(self) -> None:
+        self.recorded.clear()
 
 
 @pytest.fixture
@@ -124,6 +130,38 @@ def test_nothing_is_held_after(record: Recorder, how: str) -> None:
     gc.collect()
     assert (page() is None) == (how != "drop")
     assert (head() is None) == (how != "release_kv")
+
+
+def test_what_is_recorded_after_the_last_graph_went_takes_a_new_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses a pool whose graphs are gone; and streams that engines share, share cuBLAS' workspace."""
+    recorded: list[dict[str, Any]] = []
+    streams = iter(range(10))
+
+    class Stream:
+        def __init__(self, device: object) -> None:
+            self.number = next(streams)
+
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    @contextmanager
+    def graph(graph: object, **options: Any) -> Iterator[None]:
+        recorded.append(options)
+        yield
+
+    pools = iter(range(10))
+    for name, value in (
+        ("Stream", Stream), ("current_stream", Stream), ("stream", lambda _: nullcontext()), ("graph", graph),
+        ("CUDAGraph", mock.Mock), ("graph_pool_handle", lambda: next(pools)),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    record = CudaRecord(torch.device("cuda"))
+    for _ in range(2):
+        for _ in range(2):
+            record(lambda: torch.zeros(1))
+        record.forget()
+    assert [options["pool"] for options in recorded] == [0, 0, 1, 1]
+    assert {options["stream"].number for options in recorded} == {0}
 
 
 def test_what_cannot_be_had_is_refused() -> None:
