@@ -4,9 +4,10 @@
     engine = Engine("Qwen/Qwen3-0.6B")
     [output] = engine.generate(["1 + 1 ="], SamplingParams(n=4, max_tokens=32, seed=0))
 
-An answer is a function of prompt, weights, params and seed: neither the rest of the batch nor the page
-pool, the chunks of prefill or a restart change a token or a log-prob. An engine has no threads, signals or
-globals; two of them can live in one process. It is driven from one thread.
+Where the engine `is_exact` (on a CPU by default, on a GPU with numerics="exact"), an answer is a function of
+prompt, weights, params and seed: neither the rest of the batch nor the page pool, the chunks of prefill or a
+restart change a token or a log-prob. Elsewhere they may change last bits, and so a token. An engine has no
+threads, signals or globals; two of them can live in one process. It is driven from one thread.
 """
 
 import platform
@@ -22,7 +23,7 @@ import torch
 from rzero.engine import checkpoint
 from rzero.engine.config import ModelConfig
 from rzero.engine.decode_graphs import recorder
-from rzero.engine.device import torch_device
+from rzero.engine.device import current, torch_device
 from rzero.engine.dtype import choose_dtype
 from rzero.engine.errors import InputError
 from rzero.engine.grpo import TrainConfig, TrainGroup
@@ -110,7 +111,7 @@ class Engine:
         _check_sizes(page_size=page_size, max_seqs=max_seqs, max_batch_tokens=max_batch_tokens)
         _set_threads(threads)
         self._optimizer = usable_optimizer(optimizer)
-        loaded = model if isinstance(model, Model) else load_model(model, dtype, device)
+        loaded = _on_device(model, dtype, device)
         self.config, self.tokenizer, self.folder = loaded.config, loaded.tokenizer, loaded.folder
         self.device, self.dtype = torch_device(device), loaded.weights.embed.dtype
         self.kernels = _resolve(self.device, backends(numerics, self.device, kernels), debug)
@@ -219,6 +220,8 @@ class Engine:
             adapted = checkpoint.load_adapter(path, self.config, base)
             self.release_kv()
             self.weights.replace(role, adapted)
+            # Moments of tensors that are no longer trained would count as steps of those that are.
+            self.reset_optimizer(role)
             return
         if (config := checkpoint.load_config(path)) != self.config:
             raise InputError(f"{path}: config.json describes another model than the engine's: {config}")
@@ -258,7 +261,8 @@ class Engine:
         Requests of the role that are in flight go on under the new weights.
         """
         self.release_kv()
-        return self._train().train_step(role, groups, cfg, reference)
+        with current(self.device):
+            return self._train().train_step(role, groups, cfg, reference)
 
     def logprobs(
         self, role: str, answers: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0
@@ -266,7 +270,8 @@ class Engine:
         """Log-prob of every token of each answer, given as (prompt, answer) token ids, see
         `Trainer.logprobs`.
         """
-        return self._train().logprobs(role, answers, temperature)
+        with current(self.device):
+            return self._train().logprobs(role, answers, temperature)
 
     def training_state(self, role: str) -> "State":
         """The exact optimizer state of a role: tensors and step count, to continue bit for bit."""
@@ -352,9 +357,18 @@ def _set_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
+def _on_device(model: str | Path | Model, dtype: str, device: str) -> Model:
+    if not isinstance(model, Model):
+        return load_model(model, dtype, device)
+    if (place := model.weights.embed.device) != torch_device(device):
+        raise InputError(f"the model's tensors are on {place}, the engine on {device}")
+    return model
+
+
 def _resolve(device: torch.device, wanted: Mapping[str, str], debug: bool) -> Kernels:
     try:
-        return resolve(device, wanted, debug)
+        with current(device):
+            return resolve(device, wanted, debug)
     except ValueError as error:
         raise InputError(str(error)) from error
 

@@ -176,10 +176,10 @@ def is_degenerate(group: TrainGroup) -> bool:
 def advantages(groups: Sequence[TrainGroup], mode: str, kernels: Kernels, dtype: torch.dtype) -> Tensor:
     """Advantage of every sample of every group, in order: [samples] in `dtype`, on the host."""
     rewards = [0.0 if group.rewards is None else r for group in groups for r in _worth(group)]
-    ids = [g for g, group in enumerate(groups) for _ in group.samples]
+    ids = torch.tensor([g for g, group in enumerate(groups) for _ in group.samples], dtype=torch.int64)
     given = torch.tensor([group.rewards is None for group in groups for _ in group.samples], dtype=torch.bool)
     own = torch.tensor([v for group in groups for v in _worth(group)], dtype=dtype)
-    relative = kernels.group_advantage(torch.tensor(rewards, dtype=dtype), torch.tensor(ids), mode)
+    relative = kernels.group_advantage(torch.tensor(rewards, dtype=dtype), ids, mode)
     return torch.where(given, own, relative)
 
 

@@ -16,7 +16,7 @@ from rzero.engine.config import ModelConfig
 from rzero.engine.errors import InputError
 from rzero.engine.outputs import RequestOutput, Sample
 from rzero.engine.runner import Runner
-from rzero.engine.sampling import SamplingParams, answer_keys
+from rzero.engine.sampling import SEED_LIMIT, SamplingParams, answer_keys, check_int
 from rzero.engine.scheduler import Scheduler
 from rzero.engine.texts import Texts
 from rzero.engine.tokenizer import Tokenizer
@@ -50,8 +50,9 @@ class Sampler:
         runner: Runner,
         seed: int,
     ) -> None:
+        check_int("seed", seed, low=0, high=SEED_LIMIT - 2)
         self._config, self._tokenizer, self._weights = config, tokenizer, weights
-        self._scheduler, self._runner, self._seed = scheduler, runner, seed
+        self._scheduler, self._runner, self._seed = scheduler, runner, int(seed)
         self._texts = Texts(tokenizer, config.vocab_size)
         self._requests = 0
         self._version = weights.version
@@ -163,7 +164,10 @@ class Sampler:
                 raise InputError("the prompt is a text, but this engine has no tokenizer; give token ids")
             ids = np.array(self._tokenizer.encode(prompt), np.int64)
         else:
-            given = np.array(prompt)
+            try:
+                given = np.array(prompt)
+            except ValueError:  # lists of several lengths within
+                given = np.zeros((0, 0))
             if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
                 raise InputError(f"the prompt is {prompt!r:.60}; it must be a text or a list of token ids")
             ids = given.astype(np.int64)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from rzero.engine.errors import InputError
 
-_SEED_LIMIT = 2**64
+SEED_LIMIT = 2**64
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     """Tokens that end an answer beside the end of sequence; the ids include them, the text does not."""
     seed: int | None = None
-    """Answer j is a function of prompt, weights, seed and j. None: a seed from the engine's, per request."""
+    """Answer j's random numbers are those of prompt, seed and j. None: the engine's, per request."""
     ignore_eos: bool = False
     """Go on after the model's end of sequence (for benchmarks)."""
     logprobs: bool = True
@@ -48,17 +49,19 @@ class SamplingParams:
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for name in ("n", "max_tokens"):
-            _check_int(name, self.__dict__[name], low=1)
-        _check_int("top_k", self.top_k, low=0)
-        _check_float("temperature", self.temperature, 0.0, math.inf)
+            check_int(name, self.__dict__[name], low=1)
+        # The kernels take int32 and float32; what they would refuse in the middle of a step is refused here.
+        check_int("top_k", self.top_k, low=0, high=2**31 - 1)
+        _check_float("temperature", self.temperature, 0.0, _LARGEST)
         _check_float("min_p", self.min_p, 0.0, 1.0)
         _check_float("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0:
-            raise InputError("top_p is 0, which keeps no token; it must be above 0 and at most 1")
+        if np.float32(self.top_p) == 0:
+            raise InputError(f"top_p is {self.top_p}, which keeps no token; it must be above 0 and at most 1")
         if self.seed is not None:
-            _check_int("seed", self.seed, low=0, high=_SEED_LIMIT - 1)
+            check_int("seed", self.seed, low=0, high=SEED_LIMIT - 1)
+            object.__setattr__(self, "seed", int(self.seed))
         for token in self.stop_token_ids:
-            _check_int("stop_token_ids", token, low=0)
+            check_int("stop_token_ids", token, low=0)
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise InputError(f"stop contains {text!r}; each stop string must be a text that is not empty")
@@ -69,7 +72,8 @@ class SamplingParams:
             )
 
 
-def _check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raises InputError for what is no whole number between low and high."""
     allowed = f"at least {low}" if high is None else f"between {low} and {high}"
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise InputError(f"{name} is {value!r}; it must be a whole number, {allowed}")
@@ -78,7 +82,7 @@ def _check_int(name: str, value: object, low: int, high: int | None = None) -> N
 
 
 def _check_float(name: str, value: object, low: float, high: float) -> None:
-    allowed = f"{low:g} or more" if high == math.inf else f"between {low:g} and {high:g}"
+    allowed = f"between {low:g} and {high:g}"
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
         raise InputError(f"{name} is {value!r}; it must be a number, {allowed}")
     if not (low <= value <= high and math.isfinite(value)):

@@ -10,8 +10,8 @@ prompt that wait together share one Prefix.
 
 When pages run short, prefixes that no running answer uses are dropped (to be prefilled again), then the
 youngest answer is preempted: it becomes a prefix made of prompt and drawn tokens. Keys and values of a
-token do not depend on the step that computed them and random numbers are keyed by answer and position, so
-none of this shows in the result.
+token do not depend on the step that computed them (where the engine is exact) and random numbers are keyed by
+answer and position, so none of this shows in the result.
 
 Roles that share all tensors but adapters have one base, and one queue: a step mixes them. Bases take turns: a
 turn lasts until the requests that were waiting at its start are done, longer if no other base waits.

@@ -118,6 +118,12 @@ def test_seeds() -> None:
     assert first != samples(small_engine(seed=2).generate(PROMPTS, without))
 
 
+def test_limits_of_the_params_reach_the_kernels() -> None:
+    engine = small_engine()
+    widest = SamplingParams(top_k=2**31 - 1, temperature=3e38, seed=np.int64(5), max_tokens=3)  # type: ignore[arg-type]
+    assert len(engine.generate([[1, 2]], widest)[0].samples[0].token_ids) == 3
+
+
 def test_params_for_each_prompt() -> None:
     engine = small_engine()
     params = [
@@ -226,6 +232,7 @@ BAD_REQUESTS: tuple[tuple[Any, dict[str, Any], str], ...] = (
     ([-1], {}, "token 0 of the prompt is -1"),
     ([0.5], {}, r"the prompt is [0.5]; it must be a text or a list of token ids"),
     ([[1, 2]], {}, "it must be a text or a list of token ids"),
+    ([1, [2, 3]], {}, "it must be a text or a list of token ids"),
     ([1] * POSITIONS, {}, f"the prompt has {POSITIONS} tokens, but the context holds {POSITIONS}"),
     ([1] * 40, {"max_tokens": 30}, "needs 18 pages of 4 tokens, but the page pool has 16"),
     ([1], {"stop": "x"}, "no tokenizer"),
@@ -266,6 +273,10 @@ BAD_ENGINES: tuple[tuple[dict[str, Any], str], ...] = (
     ({"num_pages": None, "kv_cache_bytes": 10}, "kv_cache_bytes is 10; one page takes 1024 bytes"),
     ({"max_model_len": 1}, "max_model_len is 1"),
     ({"max_model_len": POSITIONS + 1}, f"between 2 and the model's {POSITIONS}"),
+    ({"seed": -1}, "seed is -1"),
+    ({"seed": 2**64 - 1}, "seed is 18446744073709551615"),
+    ({"device": "gpu"}, "device 'gpu' is unknown"),
+    ({"device": "meta"}, "the model's tensors are on cpu, the engine on meta"),
     ({"kernels": {"atention": "ref"}}, "atention"),
 )
 

@@ -92,6 +92,12 @@ def test_advantages_are_relative_to_the_group_and_given_ones_are_kept() -> None:
     assert centered[:4] == [-0.25, -0.25, -0.25, 0.75]
 
 
+def test_a_group_without_samples_has_no_advantages() -> None:
+    empty = group(samples=[], rewards=[])
+    assert grpo.advantages([empty], "std", resolve(CPU), torch.float32).tolist() == []
+    assert len(grpo.advantages([empty, GOOD], "std", resolve(CPU), torch.float32)) == len(GOOD.samples)
+
+
 def test_degenerate_groups() -> None:
     assert grpo.is_degenerate(group(rewards=[0.5, 0.5]))
     assert grpo.is_degenerate(group(samples=[sample([1])], rewards=[1.0]))

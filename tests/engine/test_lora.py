@@ -12,7 +12,7 @@ import transformers
 from hf_models import CPU, IDS, packed_logits, random_hf, save
 from torch import Tensor
 
-from rzero.engine import Engine, Model, SamplingParams
+from rzero.engine import Engine, Model, SamplingParams, TrainConfig, TrainGroup
 from rzero.engine.checkpoint import load_adapter, load_config, load_weights, save_adapter, save_hf
 from rzero.engine.errors import InputError
 from rzero.engine.lora import MODULES, LoraConfig
@@ -195,6 +195,21 @@ def test_engine_saves_a_role_for_peft_and_loads_it_back(folder: Path, tmp_path: 
         assert engine.generate([IDS.tolist()], params, role="again")[0].samples == wanted
         assert engine.generate([IDS.tolist()], params, role="base")[0].samples != wanted
         assert engine.weights.base("again") == engine.weights.base("base")
+
+
+def test_adapters_put_onto_a_trained_role_begin_their_optimizer_anew(folder: Path, tmp_path: Path) -> None:
+    save_adapter(
+        tmp_path / "adapter", with_random_adapters(folder, TARGETS[1]).role("solver"), base=str(folder)
+    )
+    with new_engine(folder) as engine:
+        engine.fork("solver")
+        params = SamplingParams(n=2, max_tokens=4, seed=1, ignore_eos=True)
+        [output] = engine.generate([IDS.tolist()], params, "solver")
+        groups = [TrainGroup(output.prompt_token_ids, output.samples, rewards=[0.0, 1.0])]
+        engine.train_step("solver", groups, TrainConfig(kl_coef=0.0))
+        assert engine.training_state("solver")["step"] == 1
+        engine.load("solver", tmp_path / "adapter")
+        assert engine.training_state("solver") == {"step": 0}
 
 
 def test_engine_says_what_is_wrong_with_an_adapter(folder: Path, tmp_path: Path) -> None:

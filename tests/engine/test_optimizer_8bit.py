@@ -91,7 +91,7 @@ def test_what_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Engine(model, optimizer="adam")  # type: ignore[arg-type]
     monkeypatch.setattr("rzero.engine.optimizer_8bit.find_spec", lambda name: None)
     assert util.find_spec("bitsandbytes") is not None
-    with pytest.raises(InputError, match=r"needs bitsandbytes; install rzero\[8bit\]"):
+    with pytest.raises(InputError, match=r"needs bitsandbytes: pip install bitsandbytes"):
         Engine(model, optimizer="adamw_8bit")
     monkeypatch.undo()
     with pytest.raises(InputError, match="float64"):
