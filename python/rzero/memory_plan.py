@@ -79,7 +79,7 @@ def run_plan(config: Settings, dtype: torch.dtype, devices: int = 1, *, trains: 
             pages=planned_pages(config, model, dtype),
             page_size=config.engine.page_size,
             max_seqs=config.engine.max_seqs,
-            micro_batch_tokens=max(how.micro_batch_tokens for how in phases_of(config)),
+            micro_batch_tokens=max((how.micro_batch_tokens for how in phases_of(config)), default=0),
             optimizer=config.engine.optimizer,
             keep_optimizers=any(how.keep_optimizer for how in phases_of(config)),
         ),
