@@ -79,7 +79,7 @@ def run_plan(config: Settings, dtype: torch.dtype, devices: int = 1, *, trains: 
             pages=planned_pages(config, model, dtype),
             page_size=config.engine.page_size,
             max_seqs=config.engine.max_seqs,
-            micro_batch_tokens=max((how.micro_batch_tokens for how in phases_of(config)), default=0),
+            micro_batch_tokens=max(how.micro_batch_tokens for how in phases_of(config)),
             optimizer=config.engine.optimizer,
             keep_optimizers=any(how.keep_optimizer for how in phases_of(config)),
         ),
@@ -88,7 +88,7 @@ def run_plan(config: Settings, dtype: torch.dtype, devices: int = 1, *, trains: 
 
 
 def phases_of(config: Settings) -> tuple[Training, ...]:
-    """The settings of the phases that train."""
+    """The settings of the phases that train; the Solver's always does."""
     return tuple(how for how in (config.challenger, config.solver) if how.steps)
 
 

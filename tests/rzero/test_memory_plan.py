@@ -81,11 +81,6 @@ def test_the_plan_counts_the_tensors_that_a_run_holds(roles: str, tmp_path: Path
     assert held.weights == weights and held.optimizer == plan.bytes_of("optimizer: moments")
 
 
-def test_a_run_that_trains_nothing_can_be_planned() -> None:
-    plan = run_plan(small("challenger.steps=0", "solver.steps=0"), torch.float32)
-    assert plan.bytes_of("gradients") == plan.bytes_of("activations") == 0
-
-
 class HeldTensors(Observer):
     """The most bytes that the roles' tensors and optimizer states hold after any unit, each tensor once."""
 
