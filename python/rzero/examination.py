@@ -71,8 +71,8 @@ class Examination:
                 problems.name: {
                     "problems": len(problems.items),
                     "form": problems.form,
-                    "problems_sha256": problems.sha256(),
                     "source": dict(problems.source),
+                    "problems_sha256": problems.sha256(),
                 }
                 for problems, _ in asked
             },

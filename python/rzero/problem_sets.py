@@ -9,11 +9,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rzero.engine.errors import InputError
+from rzero.seeds import shuffled
 from rzero.suites import BENCHMARKS, Benchmark, Hub, plain_name, set_names
 
 QUESTION_FIELDS = ("problem", "question", "Question", "input", "prompt")
@@ -45,7 +46,13 @@ class ProblemSet:
 
     def first(self, count: int | None) -> "ProblemSet":
         """The first so many problems; None keeps all."""
-        return ProblemSet(self.name, self.form, self.items[:count], self.source, self.samples)
+        return replace(self, items=self.items[:count])
+
+    def shuffled(self, seed: int | None) -> "ProblemSet":
+        """The problems in a random order, which the source names; None keeps the file's."""
+        if seed is None:
+            return self
+        return replace(self, items=tuple(shuffled(self.items, seed)), source={**self.source, "shuffle": seed})
 
     def sha256(self) -> str:
         """A hash of the problems as they are asked and graded."""

@@ -2,8 +2,12 @@
 """Every random choice has a key made of what it is for, so no generator's state is ever kept or saved."""
 
 import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 def derive(run_seed: int, *place: int | str) -> int:
@@ -16,3 +20,9 @@ def derive(run_seed: int, *place: int | str) -> int:
 def generator(run_seed: int, *place: int | str) -> np.random.Generator:
     """A fresh numpy generator for one place of a run."""
     return np.random.Generator(np.random.Philox(derive(run_seed, *place)))
+
+
+def shuffled(items: Sequence[T], seed: int) -> list[T]:
+    """The items in a random order that depends on nothing but their number and the seed."""
+    order = sorted(range(len(items)), key=lambda index: derive(seed, "order", index))
+    return [items[index] for index in order]

@@ -240,6 +240,8 @@ class EvaluationSettings(Section):
     """names of the task's held-out sets; null: all"""
     problems: Count | None = None
     """most problems of each set, taken from its start; null: all"""
+    shuffle: Whole | None = None
+    """seed of a random order of each set, whose start is then taken; null: the order it comes in"""
     samples: Whole = 8
     """sampled answers per problem for mean@k and majority@k; 0: greedy only"""
     temperature: Annotated[float, Field(gt=0)] = 1.0

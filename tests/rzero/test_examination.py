@@ -90,10 +90,13 @@ def test_another_question_needs_another_folder(whole: Path) -> None:
     result = run(whole, "--samples", "3")
     assert isinstance(result.exception, InputError)
     assert "another protocol (samples: '2' there, '3' now)" in str(result.exception)
+    result = run(whole, "--samples", "2", "--shuffle", "0")
+    assert isinstance(result.exception, InputError)
+    assert "source: shuffle: 'None' there, '0' now" in str(result.exception)
 
 
 def test_other_weights_need_another_folder(tmp_path: Path) -> None:
-    asked = sets_to_ask("tiny", [], {"task": None, "data": None, "limit": 1})
+    asked = sets_to_ask("tiny", [], {"task": None, "data": None, "limit": 1, "shuffle": None})
     with closing_forms(asked), Examination(tmp_path, "tiny", asked, Protocol()) as examination:
         examination.note_facts({"model_sha256": "a", "dtype": "float32"})
         examination.note_facts({"model_sha256": "a", "dtype": "float32"})

@@ -21,6 +21,7 @@ from rzero.journals import read_journal
 from rzero.kernels import resolve
 from rzero.rewards import challenger_rewards
 from rzero.rollout import Draw, is_copy
+from rzero.seeds import shuffled
 from rzero.settings import ChallengerSettings
 from rzero.tasks.arithmetic import Arithmetic
 from rzero.tasks.base import Problem, TaskTokenizer
@@ -53,6 +54,17 @@ def test_votes_of_the_last_step_begin_the_pool(tmp_path: Path) -> None:
         loop.run(small(*REUSE), tmp_path / "run", CrashAfter(3))
     loop.resume(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "alone")
+
+
+def test_problems_can_be_measured_in_a_random_order(tmp_path: Path) -> None:
+    settings = small("evaluation.shuffle=3", "evaluation.samples=0")
+    with pytest.raises(Crash):
+        loop.run(settings, tmp_path / "run", CrashAfter(1))
+    measured = list(read_journal(tmp_path / "run" / "evaluation_answers.jsonl"))
+    for name, problems in Arithmetic().held_out().items():
+        asked = [row["question"] for row in measured if row["set"] == name]
+        assert asked == [problem.question for problem in shuffled(problems, 3)[:4]]
+        assert asked != [problem.question for problem in problems[:4]]
 
 
 def test_a_label_can_ask_for_the_challengers_own_answer(tmp_path: Path) -> None:

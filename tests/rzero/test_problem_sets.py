@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rzero.engine.errors import InputError
-from rzero.problem_sets import Item, hub_files, load_sets, read_item
+from rzero.problem_sets import Item, ProblemSet, hub_files, load_sets, read_item
 from rzero.suites import BENCHMARKS, SUITES, Hub, set_names
 
 OPTIONS = ["12", "15", "18"]
@@ -62,6 +62,19 @@ def test_local_files_carry_their_hash_and_are_found_by_any_spelling(tmp_path: Pa
         "mine": "math",
     }
     assert [each.name for each in load_sets(["mine", "mine"], str(tmp_path))] == ["mine"]
+
+
+def test_a_shuffled_set_holds_the_same_problems_and_names_its_order() -> None:
+    plain = ProblemSet("mine", "math", tuple(Item(str(n), str(n)) for n in range(100)), {"file": "f"})
+    orders = {seed: plain.shuffled(seed) for seed in (0, 1)}
+    for seed, found in orders.items():
+        assert found.source == {"file": "f", "shuffle": seed}
+        assert sorted(found.items, key=lambda item: int(item.question)) == list(plain.items)
+        # The first 20 are from every quarter of the file.
+        assert len({int(item.question) // 25 for item in found.first(20).items}) == 4
+        assert found == plain.shuffled(seed)
+    assert orders[0].items != orders[1].items
+    assert plain.shuffled(None) == plain
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

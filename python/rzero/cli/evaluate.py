@@ -33,6 +33,10 @@ LINE_EVERY_S = 60.0
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="The first so many problems of each set. [all]")
 @click.option(
+    "--shuffle", type=click.IntRange(0), metavar="SEED",
+    help="Put each set into a random order before --limit; files may be sorted by kind.",
+)  # fmt: skip
+@click.option(
     "--samples", type=click.IntRange(0),
     help="k of mean@k; 0: greedy only. [32 on AMC23, AIME24 and AIME25, 8 on a task's sets, else 0]",
 )  # fmt: skip
@@ -93,10 +97,13 @@ def sets_to_ask(model: str, suites: Sequence[str], given: Mapping[str, Any]) -> 
 
         form = TaskForm(create(task, given["data"]))
         sets = task_sets(form.task, suites)
-        return [Asked(problems.first(given["limit"]), form) for problems in sets]
+        return [Asked(problems.shuffled(given["shuffle"]).first(given["limit"]), form) for problems in sets]
     if not suites and given["data"] is None:
         raise InputError("name what to measure: --suite math, general or a set, or --data DIR with own sets")
-    sets = [problems.first(given["limit"]) for problems in load_sets(suites, given["data"])]
+    sets = [
+        problems.shuffled(given["shuffle"]).first(given["limit"])
+        for problems in load_sets(suites, given["data"])
+    ]
     forms = {name: create_form(name) for name in dict.fromkeys(problems.form for problems in sets)}
     return [Asked(problems, forms[problems.form]) for problems in sets]
 
