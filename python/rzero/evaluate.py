@@ -14,7 +14,7 @@ from rzero.engine.errors import InputError
 from rzero.intervals import bootstrap, wilson
 from rzero.rollout import Draw, Request, Run, Unit, draw, mean, sample_metrics, tokens
 from rzero.seeds import shuffled
-from rzero.settings import EvaluationSettings, Sampling
+from rzero.settings import Sampling
 from rzero.tasks.base import Problem, Task
 from rzero.votes import count_votes
 
@@ -30,18 +30,13 @@ class Measured(NamedTuple):
 def measure(run: Run, unit: Unit) -> Measured:
     """Measure the Solver as it is now. The random keys are the same in every iteration."""
     rows, answers, sampled = [], [], 0
-    for name, problems in chosen_sets(run.task, run.config.evaluation.sets).items():
-        part = measure_set(run, unit, name, picked(problems, run.config.evaluation))
+    settings = run.config.evaluation
+    for name, problems in chosen_sets(run.task, settings.sets).items():
+        part = measure_set(run, unit, name, shuffled(problems, settings.shuffle)[: settings.problems])
         rows += part.rows
         answers += part.answers
         sampled += part.tokens_sampled
     return Measured(rows, answers, sampled)
-
-
-def picked(problems: Sequence[Problem], settings: EvaluationSettings) -> Sequence[Problem]:
-    """The problems of a set that are measured."""
-    ordered = problems if settings.shuffle is None else shuffled(problems, settings.shuffle)
-    return ordered[: settings.problems]
 
 
 def chosen_sets(task: Task, names: Sequence[str] | None) -> dict[str, Sequence[Problem]]:

@@ -71,6 +71,7 @@ class Examination:
                 problems.name: {
                     "problems": len(problems.items),
                     "form": problems.form,
+                    # Before the hash: a refusal names the first difference, and this is the cause.
                     "source": dict(problems.source),
                     "problems_sha256": problems.sha256(),
                 }

@@ -44,15 +44,10 @@ class ProblemSet:
     """file or repository and revision, with sha256 of each file"""
     samples: int = 0
 
-    def first(self, count: int | None) -> "ProblemSet":
-        """The first so many problems; None keeps all."""
-        return replace(self, items=self.items[:count])
-
-    def shuffled(self, seed: int | None) -> "ProblemSet":
-        """The problems in a random order, which the source names; None keeps the file's."""
-        if seed is None:
-            return self
-        return replace(self, items=tuple(shuffled(self.items, seed)), source={**self.source, "shuffle": seed})
+    def first(self, count: int | None, shuffle: int | None = None) -> "ProblemSet":
+        """The first so many problems (None: all), in the random order of a seed, which the source names."""
+        source = self.source if shuffle is None else {**self.source, "shuffle": shuffle}
+        return replace(self, items=tuple(shuffled(self.items, shuffle)[:count]), source=source)
 
     def sha256(self) -> str:
         """A hash of the problems as they are asked and graded."""

@@ -22,7 +22,8 @@ def generator(run_seed: int, *place: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(derive(run_seed, *place)))
 
 
-def shuffled(items: Sequence[T], seed: int) -> list[T]:
-    """The items in a random order that depends on nothing but their number and the seed."""
-    order = sorted(range(len(items)), key=lambda index: derive(seed, "order", index))
-    return [items[index] for index in order]
+def shuffled(items: Sequence[T], seed: int | None) -> Sequence[T]:
+    """The items in a random order of their number and the seed alone; None: as they come."""
+    if seed is None:
+        return items
+    return [items[index] for index in generator(seed, "order").permutation(len(items))]

@@ -97,13 +97,11 @@ def sets_to_ask(model: str, suites: Sequence[str], given: Mapping[str, Any]) -> 
 
         form = TaskForm(create(task, given["data"]))
         sets = task_sets(form.task, suites)
-        return [Asked(problems.shuffled(given["shuffle"]).first(given["limit"]), form) for problems in sets]
+        return [Asked(problems.first(given["limit"], given["shuffle"]), form) for problems in sets]
     if not suites and given["data"] is None:
         raise InputError("name what to measure: --suite math, general or a set, or --data DIR with own sets")
-    sets = [
-        problems.shuffled(given["shuffle"]).first(given["limit"])
-        for problems in load_sets(suites, given["data"])
-    ]
+    loaded = load_sets(suites, given["data"])
+    sets = [problems.first(given["limit"], given["shuffle"]) for problems in loaded]
     forms = {name: create_form(name) for name in dict.fromkeys(problems.form for problems in sets)}
     return [Asked(problems, forms[problems.form]) for problems in sets]
 
