@@ -164,7 +164,7 @@ def browse(page: Path, profile: Path, width: int = 1280) -> tuple[str, str]:
     """The page after its scripts have run, and what the browser logged."""
     assert CHROMIUM is not None
     options = "--headless --no-sandbox --disable-gpu --no-first-run --disable-sync --disable-component-update"
-    options += f" --disable-background-networking --virtual-time-budget=5000 --window-size={width},2000"
+    options += f" --disable-background-networking --window-size={width},2000"
     command = [
         CHROMIUM,
         *options.split(),

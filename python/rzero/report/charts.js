@@ -24,18 +24,24 @@ function panel(title, detail, height, draw) {
   const heading = element("h3", {}, title);
   if (detail) heading.append(element("small", {}, detail));
   let drawn = 0;
-  new ResizeObserver(([entry]) => {
-    const width = Math.floor(entry.contentRect.width);
+  const fit = () => {
+    const width = chart.clientWidth;
     if (width === drawn || width < 40) return;
     drawn = width;
-    requestAnimationFrame(() => paint(width));
-  }).observe(chart);
-  const paint = (width) => {
     const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": title });
     draw(svg, width, height);
     chart.replaceChildren(svg);
   };
+  // An observer may not change the layout it observes: it draws in the next frame.
+  new ResizeObserver(() => requestAnimationFrame(fit)).observe(chart);
+  charts.push(fit);
   return element("div", { class: "panel" }, heading, chart);
+}
+
+// Draws every chart of the page now: a page that is printed or saved may never be given a frame.
+const charts = [];
+function fitCharts() {
+  for (const fit of charts) fit();
 }
 
 // Round steps (1, 2 or 5 times a power of ten) that cover low..high.

@@ -272,4 +272,5 @@ function drawMade() {
 }
 
 for (const draw of [drawHead, drawAccuracy, drawLearning, drawChallenger, drawSolver, drawGauges, drawQuestions, drawMade]) draw();
+fitCharts();
 document.body.dataset.ready = "yes";
