@@ -127,11 +127,10 @@ def comparison_sentence(final: Estimate, control: Estimate) -> str:
     """R-Zero against the untrained Challenger, with what the intervals allow to say."""
     lead, half = final.value - control.value, math.hypot(final.half, control.half)
     numbers = f"{100 * lead:+.1f} ± {100 * half:.1f} points against an untrained Challenger"
-    if lead > half:
-        return f"{numbers}: training the Challenger pays"
-    if lead < -half:
-        return f"{numbers}: training the Challenger did harm here"
-    return f"{numbers}: too close for one run to tell them apart"
+    if abs(lead) <= half:
+        return f"{numbers}: too close for one run to tell them apart"
+    # The interval is over problems; how far another seed would fall from this one it does not know.
+    return f"{numbers}: more than the choice of problems explains; whether it is the seed, others would tell"
 
 
 def _mean(values: Sequence[float]) -> float:
