@@ -12,11 +12,11 @@ docs/results.md.
 import re
 from collections.abc import Sequence
 
-from rzero.tasks.base import Example, Invalid, Question, TaskTokenizer
+from rzero.tasks.base import Invalid, Problem, Question, TaskTokenizer
 from rzero.tasks.math import EXAMPLES, Math, ask
 
 SYSTEM = r"""You write word problems for school children.
-Write one new problem that takes STEPS with the numbers that stand in it, and that has exactly one number as its answer. Invent the people, the things and the story yourself.
+Write one new problem that takes one to four steps with the numbers that stand in it, and that has exactly one number as its answer. Invent the people, the things and the story yourself.
 Output exactly the following and nothing else:
 
 <question>
@@ -35,7 +35,7 @@ _NUMBER = re.compile(rf"\d[\d,.]*|\b(?:{WORDS})\b", re.I)
 class School(Math):
     name = "school"
 
-    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Example] = ()) -> list[int]:
+    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Problem] = ()) -> list[int]:
         shown = [
             EXAMPLE.format(
                 question=example.question,
@@ -44,9 +44,7 @@ class School(Math):
             )
             for example in examples
         ]
-        # The kinds of the examples are "one step", "two steps" and "three steps".
-        system = SYSTEM.replace("STEPS", f"exactly {examples[0].kind}" if examples else "one to four steps")
-        return ask(tokenizer, system, "\n\n".join([EXAMPLES, *shown, USER]) if shown else USER)
+        return ask(tokenizer, SYSTEM, "\n\n".join([EXAMPLES, *shown, USER]) if shown else USER)
 
     def parse_question(self, text: str) -> Question | Invalid:
         """As in mathematics, but a text must ask, and give two numbers to work with."""

@@ -13,14 +13,14 @@ from pathlib import Path
 from rzero.engine.errors import InputError
 from rzero.run_folder import explained, write_atomic
 from rzero.seeds import generator
-from rzero.tasks.base import Example, Task
+from rzero.tasks.base import Problem, Task
 
 COPY = "anchors.jsonl"
 
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
-def of_run(folder: Path, file: str | None, task: Task) -> tuple[Example, ...]:
+def of_run(folder: Path, file: str | None, task: Task) -> tuple[Problem, ...]:
     """The examples of the run in `folder`, which keeps a copy of them: the file may change, the run does not.
 
     Raises InputError for a file that cannot be read, a line that is no example, or one that is held out.
@@ -35,8 +35,8 @@ def of_run(folder: Path, file: str | None, task: Task) -> tuple[Example, ...]:
     return read(copy, task)
 
 
-def read(path: Path, task: Task) -> tuple[Example, ...]:
-    """The examples of a file of JSON lines {"question", "answer"}, perhaps with a "kind"."""
+def read(path: Path, task: Task) -> tuple[Problem, ...]:
+    """The examples of a file of JSON lines {"question", "answer"}."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -47,15 +47,10 @@ def read(path: Path, task: Task) -> tuple[Example, ...]:
     return tuple(_example(line, f"{path}, line {number}", task) for number, line in numbered)
 
 
-def shown(anchors: Sequence[Example], count: int, seed: int, turn: int) -> list[Example]:
-    """`count` of the examples whose kind's turn it is, in random order; all of them where they are fewer.
-
-    A model asks what it is shown, so kinds that are mixed in one prompt come out as the easiest of them.
-    """
-    kinds = list(dict.fromkeys(anchor.kind for anchor in anchors))
-    those = [anchor for anchor in anchors if anchor.kind == kinds[turn % len(kinds)]]
-    order = generator(seed, "anchors").permutation(len(those))
-    return [those[int(place)] for place in order[:count]]
+def shown(anchors: Sequence[Problem], count: int, seed: int) -> list[Problem]:
+    """`count` of the examples in random order, all of them where they are fewer."""
+    order = generator(seed, "anchors").permutation(len(anchors))
+    return [anchors[int(place)] for place in order[:count]]
 
 
 def numbers(text: str) -> list[str]:
@@ -63,10 +58,10 @@ def numbers(text: str) -> list[str]:
     return sorted(found.replace(",", "") for found in _NUMBER.findall(text))
 
 
-def _example(line: str, where: str, task: Task) -> Example:
+def _example(line: str, where: str, task: Task) -> Problem:
     try:
         row = json.loads(line)
-        question, answer, kind = row["question"], str(row["answer"]), str(row.get("kind", ""))
+        question, answer = row["question"], str(row["answer"])
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f'{where}: expected {{"question": ..., "answer": ...}}, found {line[:80]!r}'
@@ -77,4 +72,4 @@ def _example(line: str, where: str, task: Task) -> Example:
         raise InputError(
             f"{where}: {question[:80]!r} is in a held-out set, so the measure would be worthless"
         )
-    return Example(question, answer, kind)
+    return Problem(question, answer)

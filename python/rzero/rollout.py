@@ -22,7 +22,7 @@ from rzero.observer import Observer
 from rzero.run_folder import RunFolder
 from rzero.seeds import derive
 from rzero.settings import Sampling, Settings, Training
-from rzero.tasks.base import Example, Invalid, Question, Task
+from rzero.tasks.base import Invalid, Problem, Question, Task
 from rzero.votes import Vote, count_votes, or_both_say_no
 
 # Samples on which the KL to the base is measured where the loss does not hold it.
@@ -64,7 +64,7 @@ class Run:
     observer: Observer
     challenger: str
     solver: str
-    anchors: tuple[Example, ...] = ()
+    anchors: tuple[Problem, ...] = ()
     """examples by people, some of which the Challenger's prompt shows"""
 
     @property
@@ -147,7 +147,7 @@ def challenger_prompt(run: Run, unit: Unit, index: int) -> list[int]:
     """The unit's prompt of that number, with its own choice of the run's examples."""
     if not run.anchors:
         return run.task.challenger_prompt(run.tokenizer)
-    examples = shown(run.anchors, run.config.anchors_shown, run.seed(unit, "examples", index), turn=index)
+    examples = shown(run.anchors, run.config.anchors_shown, run.seed(unit, "examples", index))
     return run.task.challenger_prompt(run.tokenizer, examples)
 
 

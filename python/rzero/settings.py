@@ -304,7 +304,7 @@ class Settings(Section):
     task: str = "math"
     """what the questions are about: math, arithmetic, or a registered task"""
     anchors: str | None = None
-    """JSON lines {"question", "answer"} by people, shown in the prompt, one "kind" at a time; null: none"""
+    """JSON lines {"question", "answer"} by people, some of which the Challenger's prompt shows; null: none"""
     anchors_shown: Count = 3
     """examples in one prompt, chosen at random"""
     anchors_every: Count = 8

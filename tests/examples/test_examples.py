@@ -75,10 +75,7 @@ def test_the_school_task_reads_what_its_prompt_asks_for() -> None:
     examples = anchors.read(Path(str(config.anchors)), task)
     assert len(examples) > config.anchors_shown
     for shown in examples:
-        steps = min(shown.answer.count("="), 3)
-        assert shown.kind == ("one step", "two steps", "three steps")[steps - 1]
         text = bytes(task.challenger_prompt(Bytes(), [shown])).decode()
-        assert f"that takes exactly {shown.kind} with" in text
         assert task.parse_question(text) == Question(shown.question, shown.answer.rpartition("= ")[2])
         for calculation in shown.answer.split(", "):
             left, result = calculation.split(" = ")

@@ -24,7 +24,7 @@ from rzero.rollout import Draw, is_copy
 from rzero.seeds import shuffled
 from rzero.settings import ChallengerSettings
 from rzero.tasks.arithmetic import Arithmetic
-from rzero.tasks.base import Example, TaskTokenizer
+from rzero.tasks.base import Problem, TaskTokenizer
 from rzero.tasks.math import Math
 from rzero.votes import Vote
 
@@ -120,7 +120,7 @@ EXAMPLES = ('{"question": "17+25-8", "answer": 34}', '{"question": "2*3+4", "ans
 class Shown(Arithmetic):
     """Notes the examples of each prompt in a file; the embedded model itself cannot be shown any."""
 
-    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Example] = ()) -> list[int]:
+    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Problem] = ()) -> list[int]:
         assert self.notes is not None
         with Path(self.notes).open("a") as file:
             file.write("".join(f"{example.question}={example.answer} " for example in examples) + "\n")
@@ -151,7 +151,7 @@ def test_examples_reach_the_prompt_and_a_copy_stays_with_the_run(tmp_path: Path)
     assert notes.read_text().splitlines()[len(shown) :] == shown
     assert outcome(tmp_path / "run") == outcome(tmp_path / "alone")
     copied = anchors.read(tmp_path / "run" / "anchors.jsonl", Arithmetic())
-    assert copied == (Example("17+25-8", "34"), Example("2*3+4", "10"))
+    assert copied == (Problem("17+25-8", "34"), Problem("2*3+4", "10"))
 
 
 def test_samples_of_several_prompts_keep_their_rewards_and_groups() -> None:
@@ -205,7 +205,7 @@ def test_an_example_told_anew_is_a_copy(question: str, is_one: bool) -> None:
         "A class of 28 pupils and 4 teachers go by car. Each car takes 4 people. How many cars do they need?"
     )
     run = SimpleNamespace(
-        anchors=(Example(example, "8"), Example("A goat eats 2 carrots. How many do 3 goats eat?", "6")),
+        anchors=(Problem(example, "8"), Problem("A goat eats 2 carrots. How many do 3 goats eat?", "6")),
         task=SimpleNamespace(tokens=str.split),
         engine=SimpleNamespace(kernels=resolve(torch.device("cpu"))),
     )
@@ -219,25 +219,9 @@ def test_the_embedded_model_cannot_be_shown_examples(tmp_path: Path) -> None:
 
 
 def test_each_prompt_shows_other_examples() -> None:
-    given = [Example(str(n), "0") for n in range(5)]
-    assert sorted(anchors.shown(given, 9, seed=1, turn=3)) == given
-    assert len({tuple(anchors.shown(given, 2, seed, turn=0)) for seed in range(20)}) > 5
-
-
-def test_the_kinds_of_examples_take_turns(tmp_path: Path) -> None:
-    """Alternate lines, so that neither the file's order nor chance makes them one kind each."""
-    file, notes = tmp_path / "mine.jsonl", tmp_path / "notes"
-    lines = [{"question": f"{n}+1", "answer": str(n + 1), "kind": ("sum", "other")[n % 2]} for n in range(8)]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    shown_three = ("anchors_shown=3", "anchors_every=12", "challenger.group=8")
-    loop.run(
-        small("task=test_options:Shown", f"data={notes}", f"anchors={file}", *shown_three), tmp_path / "run"
-    )
-    kinds = [
-        {int(shown.split("+")[0]) % 2 for shown in line.split()} for line in notes.read_text().splitlines()
-    ]
-    # Each step of three prompts and the pool's four begin with the first kind.
-    assert kinds == [{0}, {1}, {0}] * 2 + [{0}, {1}] * 2
+    given = [Problem(str(n), "0") for n in range(5)]
+    assert sorted(anchors.shown(given, 9, seed=1)) == given
+    assert len({tuple(anchors.shown(given, 2, seed)) for seed in range(20)}) > 5
 
 
 class Spelled:
@@ -255,7 +239,7 @@ class Spelled:
 @pytest.mark.parametrize("task", [Arithmetic(), Math()], ids=["arithmetic", "math"])
 def test_a_prompt_shows_its_examples_and_stays_as_it_was_without(task: Arithmetic | Math) -> None:
     plain = "".join(map(chr, task.challenger_prompt(Spelled())))
-    shown = "".join(map(chr, task.challenger_prompt(Spelled(), [Example("17+25-8", "34")])))
+    shown = "".join(map(chr, task.challenger_prompt(Spelled(), [Problem("17+25-8", "34")])))
     assert "17+25-8" in shown and r"\boxed{34}" in shown and "17+25-8" not in plain
     assert "".join(map(chr, task.challenger_prompt(Spelled(), []))) == plain
 

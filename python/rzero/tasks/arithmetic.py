@@ -17,16 +17,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from rzero.engine.errors import InputError
-from rzero.tasks.base import (
-    MAX_TEXT_CHARS,
-    Example,
-    Invalid,
-    Problem,
-    Question,
-    Task,
-    TaskTokenizer,
-    last_box,
-)
+from rzero.tasks.base import MAX_TEXT_CHARS, Invalid, Problem, Question, Task, TaskTokenizer, last_box
 
 SETS = ("easy", "medium", "hard")
 MAX_QUESTION_CHARS = 64
@@ -89,7 +80,7 @@ class Arithmetic(Task):
         self._held_out = {name: _read_set(name, data) for name in SETS}
         self._held_out_questions = frozenset(p.question for rows in self._held_out.values() for p in rows)
 
-    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Example] = ()) -> list[int]:
+    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Problem] = ()) -> list[int]:
         if _is_compact(tokenizer):
             if examples:
                 raise InputError(

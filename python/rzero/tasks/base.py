@@ -41,22 +41,13 @@ class Problem(NamedTuple):
     answer: str
 
 
-class Example(NamedTuple):
-    """A question by people that the Challenger's prompt shows (`anchors`)."""
-
-    question: str
-    answer: str
-    kind: str = ""
-    """all that one prompt shows is of one kind"""
-
-
 class Task(ABC):
     """What questions are about. Subclass it and `register` it to add a task of your own."""
 
     name: str
 
     @abstractmethod
-    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Example] = ()) -> list[int]:
+    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence["Problem"] = ()) -> list[int]:
         """Token ids of the prompt from which every question of a step is sampled.
 
         `examples` are questions by people that the prompt shows, given only where a run has anchors."""

@@ -15,16 +15,7 @@ from pathlib import Path
 from rzero.engine.errors import InputError
 from rzero.grading import Judge
 from rzero.plain_numbers import same_number
-from rzero.tasks.base import (
-    MAX_TEXT_CHARS,
-    Example,
-    Invalid,
-    Problem,
-    Question,
-    Task,
-    TaskTokenizer,
-    last_box,
-)
+from rzero.tasks.base import MAX_TEXT_CHARS, Invalid, Problem, Question, Task, TaskTokenizer, last_box
 
 CHALLENGER_SYSTEM = r"""You are an expert competition-math problem setter.
 FIRST, in your private scratch-pad, think step by step to design a brand-new, non-trivial problem. It may come from any field of mathematics: algebra, geometry, number theory, combinatorics, prealgebra, probability, statistics, calculus and others. Aim for a difficulty at which fewer than 30% of advanced high-school students could solve it. Do not reuse textbook problems or problems of known contests.
@@ -67,7 +58,7 @@ class Math(Task):
         self._held_out_runs = {run for problem in problems for run in _word_runs(problem.question)}
         self._judge = Judge("rzero.math_judge:same")
 
-    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Example] = ()) -> list[int]:
+    def challenger_prompt(self, tokenizer: TaskTokenizer, examples: Sequence[Problem] = ()) -> list[int]:
         shown = [EXAMPLE.format(question=example.question, answer=example.answer) for example in examples]
         user = "\n\n".join([EXAMPLES, *shown, CHALLENGER_USER]) if shown else CHALLENGER_USER
         return ask(tokenizer, CHALLENGER_SYSTEM, user)
