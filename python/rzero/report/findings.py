@@ -130,7 +130,7 @@ def comparison_sentence(final: Estimate, control: Estimate) -> str:
     if abs(lead) <= half:
         return f"{numbers}: too close for one run to tell them apart"
     # The interval is over problems; how far another seed would fall from this one it does not know.
-    return f"{numbers}: more than the choice of problems explains; whether it is the seed, others would tell"
+    return f"{numbers}: with this seed more than the choice of problems explains"
 
 
 def _mean(values: Sequence[float]) -> float:
