@@ -9,6 +9,7 @@ and then it must succeed; RZERO_CUDA=0 leaves it out.
 import os
 import platform
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,8 +91,16 @@ CUDA_FLAGS = (
     "-O3",
     "-fmad=false",  # as above: nothing fused that the source does not fuse
     "-Xcompiler=-fPIC,-fvisibility=hidden",
-    *(f"-gencode=arch={code.replace('sm', 'compute')},code={code}" for code in CUDA_TARGETS),
 )
+
+
+def target_flags(nvcc):
+    """The targets among CUDA_TARGETS that this nvcc knows: before CUDA 12.8 it has no Blackwell."""
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False).stdout
+    # One too old for the option (before 11) fails on the targets, and says so.
+    known = set(listed.split()) or set(CUDA_TARGETS)
+    codes = [code for code in CUDA_TARGETS if code in known or code.startswith("compute")]
+    return [f"-gencode=arch={code.replace('sm', 'compute')},code={code}" for code in codes]
 
 
 def find_nvcc():
@@ -178,11 +187,13 @@ class BuildNative(build_ext):
         include = [f"-I{path}" for path in (*self.compiler.include_dirs, pybind11.get_include(), "csrc")]
         newest_header = max(Path(header).stat().st_mtime for header in (*ext.depends, "setup.py"))
 
+        flags = [*CUDA_FLAGS, *target_flags(nvcc)]
+
         def compile_one(source):
             target = folder / f"{Path(source).name}.o"
             newest = max(newest_header, Path(source).stat().st_mtime)
             if self.force or not target.exists() or target.stat().st_mtime < newest:
-                self.spawn([nvcc, *CUDA_FLAGS, *include, "-c", source, "-o", str(target)])
+                self.spawn([nvcc, *flags, *include, "-c", source, "-o", str(target)])
             return str(target)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:

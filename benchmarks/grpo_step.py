@@ -4,7 +4,8 @@
     python benchmarks/grpo_step.py --model DIR --prompts 8 --samples 8 --prompt-tokens 110 --new-tokens 128
 
 All weights are trained, or with --lora adapters. The last line is JSON: `step_s` has one figure a step,
-`split_s` the mean seconds of each part, `peak_gib` the most memory the process held. The first step needs no
+`split_s` the mean seconds of each part, `peak_gib` the most memory the process held. On a GPU that is the
+GPU's memory, and training is one part, since its parts only launch their work there. The first step needs no
 pass for the reference, whose weights are still the role's own, so that it is reported and not in the split.
 """
 
@@ -49,6 +50,7 @@ def main(path: str | None, model: str | None, **options) -> None:  # type: ignor
         micro_batch_tokens=options["micro_batch_tokens"],
         recompute_layers=options["recompute_layers"],
     )
+    is_cuda = engine.device.type == "cuda"
     rng, vocabulary = random.Random(0), min(engine.config.vocab_size, 40000)
     step_s: list[float] = []
     sampling_s: list[float] = []
@@ -57,22 +59,23 @@ def main(path: str | None, model: str | None, **options) -> None:  # type: ignor
         ids = [[rng.randrange(vocabulary) for _ in range(options["prompt_tokens"])] for _ in range(prompts)]
         params = SamplingParams(n=samples, max_tokens=options["new_tokens"], ignore_eos=True, seed=number)
         before = dict(engine.training_seconds)
-        start = time.perf_counter()
+        start = _now_s(is_cuda)
         outputs = engine.generate(ids, params, role="policy")
-        sampled = time.perf_counter()
+        sampled = _now_s(is_cuda)
         groups = [
             TrainGroup(o.prompt_token_ids, o.samples, [float(sum(s.token_ids) % 7) for s in o.samples])
             for o in outputs
         ]
         metrics = engine.train_step("policy", groups, cfg, reference="base" if options["beta"] else None)
-        end = time.perf_counter()
+        end = _now_s(is_cuda)
         step_s.append(round(end - start, 2))
         sampling_s.append(sampled - start)
         after = engine.training_seconds
-        parts.append({part: after.get(part, 0.0) - before.get(part, 0.0) for part in PARTS})
+        of_parts = {part: after.get(part, 0.0) - before.get(part, 0.0) for part in PARTS}
+        parts.append({"training": end - sampled} if is_cuda else of_parts)
         click.echo(f"step {number + 1}: {step_s[-1]} s, largest mismatch {metrics['mismatch_max']}")
     later = slice(1 if len(parts) > 1 else 0, None)
-    split = {part: round(_mean([p[part] for p in parts[later]]), 2) for part in PARTS}
+    split = {part: round(_mean([p[part] for p in parts[later]]), 2) for part in parts[0]}
     result = {
         "benchmark": "grpo_step",
         "step_s": step_s,
@@ -80,7 +83,7 @@ def main(path: str | None, model: str | None, **options) -> None:  # type: ignor
         "tokens_trained": int(metrics["tokens_trained"]),
         "tokens_computed": int(metrics["tokens_computed"]),
         "mismatch_max": metrics["mismatch_max"],
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_gib": round(_peak_bytes(is_cuda) / 2**30, 2),
         "model": name,
         **{key: value for key, value in options.items() if key != "threads"},
         **conditions(options["device"]),
@@ -104,6 +107,23 @@ def _engine(name: str, options):  # type: ignore[no-untyped-def]
     if options["lora"]:
         engine.weights.add_lora("policy", LoraConfig(rank=16, alpha=32.0))
     return engine
+
+
+def _now_s(is_cuda: bool) -> float:
+    """Seconds, once the GPU has done what was launched."""
+    if is_cuda:
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _peak_bytes(is_cuda: bool) -> int:
+    if is_cuda:
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _mean(values: list[float]) -> float:

@@ -28,6 +28,8 @@ class Case(NamedTuple):
     has_gradient: bool = False
     is_exact: bool = False
     """Bits are moved: nothing may differ."""
+    slack: float = 1.25
+    """how many times torch's error it may have in Frobenius norm; twice that at the peak"""
 
 
 def randn(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -165,7 +167,8 @@ def paged_attention(dtype: torch.dtype) -> Iterator[Case]:
             kv_len,
         )
         name = f"{H}/{G} heads of {E}, pages of {S}, {sum(rows)} rows"
-        yield Case(name, lambda f, *x, scale=E**-0.5: f(*x, scale), inputs)
+        # Weights are rounded before they meet the values: one rounding more than torch has.
+        yield Case(name, lambda f, *x, scale=E**-0.5: f(*x, scale), inputs, slack=1.6)
 
 
 def attention(dtype: torch.dtype) -> Iterator[Case]:
@@ -175,7 +178,9 @@ def attention(dtype: torch.dtype) -> Iterator[Case]:
     for H, G, E in ((14, 2, 64), (32, 8, 128)):
         inputs = tuple(randn(137, heads, E, dtype=dtype, seed=i) for i, heads in enumerate((H, G, G)))
         call = lambda f, q, k, v, scale=E**-0.5: f(q, k, v, segments, scale)  # noqa: E731
-        yield Case(f"{H}/{G} heads of {E}", call, inputs, has_gradient=True)
+        # Weights and their gradients are rounded before the next product, which torch does not do.
+        slack = 1.5 if dtype == torch.float32 else 2.0
+        yield Case(f"{H}/{G} heads of {E}", call, inputs, has_gradient=True, slack=slack)
 
 
 def linear_logprob(dtype: torch.dtype) -> Iterator[Case]:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -100,7 +100,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: the file is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -151,19 +151,32 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, device: 
     have changed the result had it been left out, and for a file that is missing or truncated.
     """
     files = _files(folder)
-    weights = empty_weights(config, dtype, device)
-    wanted = hf_tensors(config, weights)
+    if config.layers > len(files):
+        raise InputError(
+            f"{folder}: config.json gives num_hidden_layers {config.layers}, the files {len(files)} tensors"
+        )
     # transformers saves a bare decoder, without the head, under names without the prefix.
     strip = "" if "model.embed_tokens.weight" in files else "model."
-    wanted = {name.removeprefix(strip): part for name, part in wanted.items()}
-    _check_names(folder, config, set(files), set(wanted))
+
+    def wanted(weights: ModelWeights) -> dict[str, Tensor]:
+        return {name.removeprefix(strip): part for name, part in hf_tensors(config, weights).items()}
+
+    # Names and shapes are compared before memory is taken for what config.json says.
+    shapes = wanted(empty_weights(config, dtype, torch.device("meta")))
+    _check_names(folder, config, set(files), set(shapes))
     by_file: dict[Path, list[str]] = {}
-    for name in wanted:
+    for name in shapes:
         by_file.setdefault(files[name], []).append(name)
     for path, names in by_file.items():
         with reading(path) as file:
             for name in names:
-                _copy(path, file, name, wanted[name])
+                _check_part(path, file, name, shapes[name])
+    weights = empty_weights(config, dtype, device)
+    targets = wanted(weights)
+    for path, names in by_file.items():
+        with reading(path) as file:
+            for name in names:
+                targets[name].copy_(file.get_tensor(name))
     if config.tied and "lm_head.weight" in files:
         _check_tied(files["lm_head.weight"], weights.embed)
     return weights
@@ -201,7 +214,7 @@ def _check_names(folder: Path, config: ModelConfig, given: set[str], wanted: set
         )
 
 
-def _copy(path: Path, file: Any, name: str, target: Tensor) -> None:
+def _check_part(path: Path, file: Any, name: str, target: Tensor) -> None:
     part = file.get_slice(name)
     if tuple(part.get_shape()) != tuple(target.shape):
         raise InputError(
@@ -211,7 +224,6 @@ def _copy(path: Path, file: Any, name: str, target: Tensor) -> None:
         raise InputError(
             f"{path}: tensor {name} is stored as {part.get_dtype()} (allowed: {', '.join(READABLE_DTYPES)})"
         )
-    target.copy_(file.get_tensor(name))
 
 
 def _check_tied(path: Path, embed_VD: Tensor) -> None:
@@ -303,6 +315,24 @@ def save_adapter(folder: Path, weights: ModelWeights, base: str) -> None:
         fill_file(new / "adapter_model.safetensors", tensors)
 
 
+def _check_complete(
+    path: Path, fields: Mapping[str, Any], config: ModelConfig, given: Collection[tuple[int, str, str]]
+) -> None:
+    """Raises InputError for a matrix that the PEFT configuration promises and the file does not hold.
+
+    Which layers a pattern means, or a list with exceptions, only PEFT itself can tell.
+    """
+    targets = fields.get("target_modules")
+    if not isinstance(targets, list) or fields.get("layers_to_transform") or fields.get("exclude_modules"):
+        return
+    for index in range(config.layers):
+        for target in targets:
+            for half in "AB":
+                if target in MODULES and (index, target, half) not in given:
+                    name = f"base_model.model.model.layers.{index}.{MODULES[target]}.lora_{half}.weight"
+                    raise InputError(f"{path}: tensor {name} is missing, which target_modules asks for")
+
+
 def load_adapter(folder: Path, config: ModelConfig, base: ModelWeights) -> ModelWeights:
     """`base` with the adapters of a PEFT folder, in base's number type and device; the base tensors are
     shared.
@@ -317,9 +347,15 @@ def load_adapter(folder: Path, config: ModelConfig, base: ModelWeights) -> Model
                 f"adapter_config.json: {name} {fields[name]!r} is not supported (allowed: {allowed[0]!r})"
             )
     rank, alpha = fields.get("r"), fields.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float):
+    if (
+        not isinstance(rank, int)
+        or not isinstance(alpha, int | float)
+        or rank < 1
+        or not 0 < alpha < math.inf
+    ):
         raise InputError(
-            f"{folder / ADAPTER_CONFIG}: r and lora_alpha must be numbers, found {rank!r}, {alpha!r}"
+            f"{folder / ADAPTER_CONFIG}: r must be a whole number and lora_alpha a number, both above 0; "
+            f"found {rank!r}, {alpha!r}"
         )
     # Rank-stabilised adapters divide by the root of the rank; as a plain adapter that is a larger alpha.
     alpha = alpha * math.sqrt(rank) if fields.get("use_rslora") else alpha
@@ -332,9 +368,9 @@ def load_adapter(folder: Path, config: ModelConfig, base: ModelWeights) -> Model
                 raise InputError(f"{path}: tensor {name} fits no projection of this model")
             rows, columns = projection_shape(config, found[2])
             shape = (rank, columns) if found[3] == "A" else (rows, rank)
-            half = torch.empty(shape, dtype=base.embed.dtype, device=base.embed.device)
-            _copy(path, file, name, half)
-            halves[int(found[1]), found[2], found[3]] = half
+            half = torch.empty(shape, dtype=base.embed.dtype, device="meta")
+            _check_part(path, file, name, half)
+            halves[int(found[1]), found[2], found[3]] = file.get_tensor(name).to(base.embed)
     targets = tuple(target for target in MODULES if any(key[1] == target for key in halves))
     lora = LoraConfig(rank=rank, alpha=float(alpha), targets=targets)
 
@@ -348,4 +384,5 @@ def load_adapter(folder: Path, config: ModelConfig, base: ModelWeights) -> Model
         replace(layer, lora=LayerLora(**{target: adapter(index, target) for target in targets}))
         for index, layer in enumerate(base.layers)
     )
+    _check_complete(path, fields, config, halves.keys())
     return replace(base, layers=layers, lora=lora)

@@ -146,7 +146,7 @@ class ModelConfig:
         computes.
         """
         model_type = fields.get("model_type")
-        if model_type not in ARCHITECTURES:
+        if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
             raise InputError(
                 f"config.json: model_type {model_type!r} is not supported (only {', '.join(ARCHITECTURES)})"
             )
@@ -162,7 +162,7 @@ class ModelConfig:
             raise InputError(f"config.json: head_dim {head_size} is odd; rotary embedding needs an even size")
         max_positions = _positive(fields, "max_position_embeddings")
         return ModelConfig(
-            model_type=str(model_type),
+            model_type=model_type,
             hidden_size=hidden_size,
             layers=_positive(fields, "num_hidden_layers"),
             heads=heads,
@@ -234,6 +234,9 @@ def _refuse_what_we_do_not_compute(fields: Mapping[str, Any]) -> None:
     window = fields.get("sliding_window")
     if window is not None and fields.get("model_type") == "llama":
         raise InputError(f"config.json: sliding_window {window!r} is not supported (allowed: null)")
+    for name, kind, word in (("layer_types", list, "a list"), ("auto_map", dict, "an object")):
+        if not isinstance(fields.get(name) or kind(), kind):
+            raise InputError(f"config.json: {name} is {fields[name]!r}, expected {word}")
     windowed = sorted({str(kind) for kind in fields.get("layer_types") or ()} - {"full_attention"})
     if windowed:
         raise InputError(
@@ -245,7 +248,9 @@ def _refuse_what_we_do_not_compute(fields: Mapping[str, Any]) -> None:
         )
     for name, value in fields.items():
         suspect = name.startswith(SUSPECT_PREFIXES) or any(part in name for part in SUSPECT)
-        if suspect and name not in KNOWN and value not in (None, False, 0, 1, "", [], {}):
+        # True equals 1, and is no factor that changes nothing.
+        is_inert = value is not True and value in (None, False, 0, 1, "", [], {})
+        if suspect and name not in KNOWN and not is_inert:
             raise InputError(f"config.json: {name} {value!r} is not supported and would change the result")
 
 
@@ -256,7 +261,7 @@ def _rope(fields: Mapping[str, Any], max_positions: int) -> RopeConfig:
     if not isinstance(given, Mapping):
         raise InputError(f"config.json: {source} is {given!r}, expected an object")
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in ROPE_FIELDS:
+    if not isinstance(kind, str) or kind not in ROPE_FIELDS:
         raise InputError(f"config.json: {source} has rope_type {kind!r} (allowed: {', '.join(ROPE_FIELDS)})")
     for name, value in given.items():
         inert = value is None or (name == "partial_rotary_factor" and value == 1)
@@ -264,7 +269,8 @@ def _rope(fields: Mapping[str, Any], max_positions: int) -> RopeConfig:
             raise InputError(
                 f"config.json: {source} field {name} ({value!r}) is not supported for rope_type {kind!r}"
             )
-    theta = given.get("rope_theta") or fields.get("rope_theta") or 10000.0
+    thetas = (source.get("rope_theta") for source in (given, fields))
+    theta = next((value for value in thetas if value is not None), 10000.0)
     rope = RopeConfig(kind=kind, theta=_number({"rope_theta": theta}, "rope_theta", None))
     if kind == "default":
         return rope

@@ -220,7 +220,7 @@ class Engine:
             adapted = checkpoint.load_adapter(path, self.config, base)
             self.release_kv()
             self.weights.replace(role, adapted)
-            # Moments of tensors that are no longer trained would count as steps of those that are.
+            # Adapters of the same names are others all the same.
             self.reset_optimizer(role)
             return
         if (config := checkpoint.load_config(path)) != self.config:

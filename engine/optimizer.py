@@ -83,6 +83,12 @@ class AdamW:
             how = AdamwStep(rate, *cfg.betas, cfg.eps, decay, self.step, grad_scale)
             self._apply(param, grads[name], self._of(name, param), how)
 
+    def is_of(self, params: Mapping[str, Tensor]) -> bool:
+        """Whether all that is remembered belongs to these tensors."""
+        return all(
+            name in params and held.of.shape == params[name].shape for name, held in self._held.items()
+        )
+
     def _apply(self, param: Tensor, grad: Tensor, held: Held, how: AdamwStep) -> None:
         m = held.moments
         self._kernels.adamw(param, grad, m["exp_avg"], m["exp_avg_sq"], held.master, how)
@@ -114,18 +120,24 @@ class AdamW:
         return state
 
     def load(self, state: Mapping[str, Tensor | int], params: Mapping[str, Tensor]) -> None:
-        """Copies a state for these tensors; raises InputError where names, shapes or types do not fit."""
+        """Copies a state for these tensors, whose values must be those that it was taken of.
+
+        Raises InputError where names, shapes, types or the masters' values do not fit.
+        """
         step = state.get("step")
         if not isinstance(step, int) or step < 0:
             raise InputError(f"optimizer state: step is {step!r}; it must be a whole number, 0 or above")
         fresh: dict[str, Held] = {}
         expected = {"step"}
-        if len(state) > 1:
+        if step or len(state) > 1:
             for name, param in params.items():
                 fresh[name] = self._new(param)
                 for part, target in _parts(fresh[name]).items():
                     expected.add(f"{part}.{name}")
                     _copy(state, f"{part}.{name}", target)
+                master = fresh[name].master
+                if master is not None and not torch.equal(master.to(param.dtype), param):
+                    raise InputError(f"optimizer state: master.{name} is not of the role's weights")
         unknown = sorted(set(state) - expected)
         if unknown:
             raise InputError(f"optimizer state: {unknown[0]} belongs to no trained tensor of this role")

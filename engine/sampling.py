@@ -45,6 +45,9 @@ class SamplingParams:
     """Report the two log-probs of each token."""
 
     def __post_init__(self) -> None:
+        for name in ("stop", "stop_token_ids"):
+            if self.__dict__[name] is None:
+                raise InputError(f"{name} is None; it must be a sequence, () for nothing")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))

@@ -52,8 +52,13 @@ def write_tensors(
 def new_folder(folder: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """A folder to fill that takes the place of `folder`, old contents included, when the block ends well.
 
-    Raises InputError, and leaves `folder` as it was, where the disk is full or cannot be written.
+    Raises InputError, and leaves `folder` as it was, where the disk is full or cannot be written, or where
+    `folder` is a file.
     """
+    # Behind a link lies the folder whose place is taken.
+    folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: it is a file, and a folder is to be written there")
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     with _naming_errors(folder, partial, needed_bytes):
         recover_folder(folder)

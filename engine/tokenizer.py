@@ -20,6 +20,9 @@ class Tokenizer:
         own = () if hf.eos_token_id is None else (int(hf.eos_token_id),)
         self.eos_ids = tuple(dict.fromkeys(config.eos_token_ids + own))
         """The ids that end an answer: of config.json, generation_config.json and the tokenizer."""
+        added = (token.content for token in hf.added_tokens_decoder.values() if token.special)
+        self.control_tokens = tuple(sorted({*hf.all_special_tokens, *added}))
+        """Texts that `encode` and `chat` turn into one special token wherever they stand."""
 
     @property
     def has_chat_template(self) -> bool:

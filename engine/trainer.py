@@ -166,7 +166,8 @@ class Trainer:
         teaches = [reference is not None or not grpo.is_degenerate(group) for group in groups]
         taught = [group for group, does in zip(groups, teaches, strict=True) if does]
         taught_B = torch.tensor(
-            [does for group, does in zip(groups, teaches, strict=True) for _ in group.samples]
+            [does for group, does in zip(groups, teaches, strict=True) for _ in group.samples],
+            dtype=torch.bool,
         )
         taught_A = taught_B.repeat_interleave(lengths_B)
         samples = [sample for group in taught for sample in group.samples]
@@ -247,9 +248,12 @@ class Trainer:
         return [[next(values) for _ in answer.answer_ids] for answer in scored]
 
     def _optimizer(self, role: str) -> AdamW:
-        if role not in self._optimizers:
-            self._optimizers[role] = self._kind(self._kernels)
-        return self._optimizers[role]
+        trained = dict(self._weights.trainable_tensors(role))
+        known = self._optimizers.get(role)
+        # Moments of tensors that are no longer trained would count as steps of those that are.
+        if known is None or not known.is_of(trained):
+            known = self._optimizers[role] = self._kind(self._kernels)
+        return known
 
     def reset(self, role: str) -> None:
         """Forgets the optimizer state of a role: moments, masters and step count."""
@@ -261,7 +265,7 @@ class Trainer:
 
     def load_state(self, role: str, state: Mapping[str, Tensor | int]) -> None:
         """Restores a `state`, once the role's weights are in place; raises InputError where it misfits."""
-        if len(state) > 1:
+        if state.get("step") or len(state) > 1:
             self._weights.own(role)
         fresh = self._kind(self._kernels)
         fresh.load(state, dict(self._weights.trainable_tensors(role)))

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rzero.kernels.dispatch import Impl, Op
-from rzero.kernels.native import lib, native_why_not
+from rzero.kernels.native import MISSING, lib
 
 ORDERS = 4
 EPSILON = 0.1
@@ -66,4 +66,5 @@ def _bleu_native(token_ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
     return scores
 
 
-BLEU = Op("bleu", bleu_ref, (Impl("native", _bleu_native, native_why_not),))
+# Whatever the engine's device: this runs on the host.
+BLEU = Op("bleu", bleu_ref, (Impl("native", _bleu_native, lambda device: MISSING),))

@@ -20,16 +20,18 @@ COPY = "anchors.jsonl"
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
-def of_run(folder: Path, file: str | None, task: Task) -> tuple[Problem, ...]:
+def of_run(folder: Path, file: str | None, task: Task, main: Path | None = None) -> tuple[Problem, ...]:
     """The examples of the run in `folder`, which keeps a copy of them: the file may change, the run does not.
 
-    Raises InputError for a file that cannot be read, a line that is no example, or one that is held out.
+    A control run has those of the run `main` that it belongs to. Raises InputError for a file that cannot be
+    read, a line that is no example, or one that is held out.
     """
     if file is None:
         return ()
     copy = folder / COPY
     if not copy.exists():
-        lines = [json.dumps(anchor._asdict(), ensure_ascii=False) + "\n" for anchor in read(Path(file), task)]
+        anchors = read(Path(file) if main is None else main / COPY, task)
+        lines = [json.dumps(anchor._asdict(), ensure_ascii=False) + "\n" for anchor in anchors]
         with explained(copy):
             write_atomic(copy, "".join(lines))
     return read(copy, task)
@@ -61,15 +63,17 @@ def numbers(text: str) -> list[str]:
 def _example(line: str, where: str, task: Task) -> Problem:
     try:
         row = json.loads(line)
-        question, answer = row["question"], str(row["answer"])
+        question, answer = row["question"], row["answer"]
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f'{where}: expected {{"question": ..., "answer": ...}}, found {line[:80]!r}'
         ) from None
     if not isinstance(question, str) or not question.strip():
         raise InputError(f"{where}: 'question' must be a text, not {question!r}")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+        raise InputError(f"{where}: 'answer' must be a text or a number, not {answer!r}")
     if task.is_held_out(question):
         raise InputError(
             f"{where}: {question[:80]!r} is in a held-out set, so the measure would be worthless"
         )
-    return Problem(question, answer)
+    return Problem(question, str(answer))

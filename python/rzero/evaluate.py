@@ -91,9 +91,19 @@ def measure_set(run: Run, unit: Unit, name: str, problems: Sequence[Problem]) ->
 def answer(
     run: Run, name: str, problems: Sequence[Problem], sampling: Sampling, n: int, is_greedy: bool = False
 ) -> list[Draw]:
-    """n answers of the Solver to every problem."""
+    """n answers of the Solver to every problem.
+
+    Raises InputError for a problem that leaves no room for an answer.
+    """
+    prompts = [run.task.solver_prompt(run.tokenizer, problem.question) for problem in problems]
+    for problem, prompt in zip(problems, prompts, strict=True):
+        if len(prompt) >= run.engine.max_model_len:
+            raise InputError(
+                f"held-out set {name}: the problem {problem.question[:60]!r} has a prompt of {len(prompt)} "
+                f"tokens, and engine.max_model_len = {run.engine.max_model_len} must hold it and an answer"
+            )
     request = Request(
-        prompts=[run.task.solver_prompt(run.tokenizer, problem.question) for problem in problems],
+        prompts=prompts,
         seeds=[run.seed(Unit(0, "evaluation", 1), name, index) for index in range(len(problems))],
         n=[n] * len(problems),
         sampling=sampling,

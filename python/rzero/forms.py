@@ -6,7 +6,6 @@ a text. Every form asks for a box and takes the last one by matched braces.
 """
 
 import re
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from rzero.engine.tokenizer import Tokenizer
 from rzero.problem_sets import Item
 from rzero.tasks import create
 from rzero.tasks.base import MAX_TEXT_CHARS, Task, last_box
-from rzero.tasks.math import ask, stop_strings
+from rzero.tasks.math import ask, plain_characters, stop_strings
 
 CHOICE_SYSTEM = (
     r"Please reason step by step, and put the letter of your final answer within \boxed{}, "
@@ -154,7 +153,7 @@ def _letters(item: Item) -> str:
 
 
 def _folded(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).casefold().replace("**", "")
+    text = plain_characters(text).casefold().replace("**", "")
     return " ".join(text.split()).replace(", ", ",").rstrip(".").strip()
 
 

@@ -38,7 +38,7 @@ class Paired(NamedTuple):
     only_second: int
 
 
-def wilson(right: int, of: int) -> list[float]:
+def wilson(right: float, of: int) -> list[float]:
     """Wilson's 95% interval of a share."""
     if of == 0:
         return [0.0, 1.0]
@@ -49,15 +49,20 @@ def wilson(right: int, of: int) -> list[float]:
 
 
 def bootstrap(values: Sequence[float], seed: int) -> list[float]:
-    """95% percentile interval of the mean when problems are drawn again, always the same draws."""
-    low, high = np.quantile(_resampled_means(values, seed), [0.025, 0.975])
-    return [float(low), float(high)]
+    """95% percentile interval of the mean share when problems are drawn again, always the same draws.
+
+    Where all shares are the same, all draws are, and Wilson's interval says what so many problems can.
+    """
+    if len({*values}) < 2:
+        return wilson(sum(values), len(values))
+    return _percentiles(values, seed)
 
 
 def paired(first: Sequence[float], second: Sequence[float], seed: int) -> Paired:
     """Compare two models' results on the same problems in the same order: 0 or 1 each, or shares.
 
-    McNemar's test where all are 0 or 1, else the p of the paired bootstrap, which is at least 1 in 2,000.
+    McNemar's test where all are 0 or 1, else the p of the paired bootstrap. That is at least 1 in 2,000, and
+    at least what the sign test gives when all problems that differ do so to one side: few cannot say more.
     """
     apart = [float(x) - float(y) for x, y in zip(first, second, strict=True)]
     better, worse = sum(d > 0 for d in apart), sum(d < 0 for d in apart)
@@ -69,8 +74,11 @@ def paired(first: Sequence[float], second: Sequence[float], seed: int) -> Paired
     else:
         means = _resampled_means(apart, seed)
         tail = min(float((means <= 0).mean()), float((means >= 0).mean()))
-        name, p = "paired bootstrap over problems", min(1.0, max(2 * tail, 1 / BOOTSTRAP_REPETITIONS))
-    return Paired(name, len(apart), difference, bootstrap(apart, seed), p, better, worse)
+        least = max(1 / BOOTSTRAP_REPETITIONS, mcnemar(better + worse, 0))
+        name, p = "paired bootstrap over problems", min(1.0, max(2 * tail, least))
+    # One problem says nothing about others.
+    interval = _percentiles(apart, seed) if len(apart) > 1 else [-1.0, 1.0]
+    return Paired(name, len(apart), difference, interval, p, better, worse)
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -84,6 +92,11 @@ def mcnemar(better: int, worse: int) -> float:
     if n > EXACT_PAIRS:
         return min(1.0, 2 * NormalDist().cdf((few + 0.5 - n / 2) / (sqrt(n) / 2)))
     return min(1.0, 2 * sum(comb(n, i) for i in range(few + 1)) / (1 << n))
+
+
+def _percentiles(values: Sequence[float], seed: int) -> list[float]:
+    low, high = np.quantile(_resampled_means(values, seed), [0.025, 0.975])
+    return [float(low), float(high)]
 
 
 def _resampled_means(values: Sequence[float], seed: int) -> npt.NDArray[np.float64]:

@@ -29,7 +29,7 @@ from rzero.observer import Observer
 from rzero.plan import phases
 from rzero.roles import adopt_roles, begin_phase, drop_roles, restore, saved_state
 from rzero.rollout import Run, Unit, named
-from rzero.run_facts import facts
+from rzero.run_facts import facts, held_out_hashes
 from rzero.run_folder import RunFolder, explained, write_atomic
 from rzero.settings import Settings
 from rzero.tasks import create
@@ -109,20 +109,25 @@ def _main_and_ablation(engine: Engine, path: Path, settings: Settings, observer:
     if settings.ablation:
         untrained = settings.challenger.model_copy(update={"steps": 0})
         other = settings.model_copy(update={"challenger": untrained, "ablation": False})
-        _one_run(engine, path / ABLATION, other, observer, ABLATION)
+        _one_run(engine, path / ABLATION, other, observer, ABLATION, main=path)
 
 
-def _one_run(engine: Engine, path: Path, settings: Settings, observer: Observer, name: str) -> None:
+def _one_run(
+    engine: Engine, path: Path, settings: Settings, observer: Observer, name: str, main: Path | None = None
+) -> None:
+    """One run; `main` is the one that it is the control of, with the same examples and the same base."""
     with closing(create(settings.task, settings.data)) as task:
         if (path / "config.yaml").exists():
             folder = RunFolder.open(path, settings)
         else:
-            folder = RunFolder.create(path, settings, facts(engine, settings))
+            began = facts(engine, settings) | {"held_out_sha256": held_out_hashes(task)}
+            folder = RunFolder.create(path, settings, began)
         with closing(folder):
             folder.check_model(engine.weights.hash("base"))
+            folder.check_held_out(held_out_hashes(task))
             roles = adopt_roles(engine, settings)
-            anchors = of_run(folder.path, settings.anchors, task)
-            work = Work(Run(engine, task, settings, folder, observer, *roles, anchors))
+            anchors = of_run(folder.path, settings.anchors, task, main)
+            work = Work(Run(engine, task, settings, folder, observer, *roles, anchors), main)
             observer.on_run(name, work.count_units(), work.rows)
             try:
                 evolve(work)
@@ -154,8 +159,8 @@ def write_result(run: Run, iteration: int | None, reason: str) -> None:
 class Work:
     """Does the units of a run that are not finished yet, in order, and saves the state after each."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, main: Path | None) -> None:
+        self.run, self.main = run, main
         state = run.folder.load_state(run.observer.on_message)
         if state is not None:
             restore(run, state)
@@ -212,9 +217,10 @@ class Work:
     def evaluate(self, unit: Unit) -> dict[str, Any]:
         """Measure the Solver on the held-out sets; the base of the ablation is that of the main run."""
         folder = self.run.folder
-        main = folder.path.parent
-        known = unit.iteration == 0 and folder.path.name == ABLATION and (main / "config.yaml").exists()
-        measured = measured_before(main) if known else measure(self.run, unit)
+        if self.main is not None and unit.iteration == 0:
+            measured = measured_before(self.main)
+        else:
+            measured = measure(self.run, unit)
         folder.append("evaluations.jsonl", measured.rows)
         folder.append("evaluation_answers.jsonl", measured.answers)
         self.run.observer.on_evaluation(measured.rows)

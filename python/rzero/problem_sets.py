@@ -85,7 +85,7 @@ def _with_revision(text: str) -> Iterator[tuple[str, str | None]]:
 def _from_file(name: str, path: Path) -> ProblemSet:
     known = {plain_name(each.name): each for each in BENCHMARKS.values()}
     benchmark = known.get(plain_name(name))
-    items = tuple(_items(path, only_mini=False))
+    items = read_items(path)
     form = "choice" if items and items[0].options else "math"
     source = {"file": str(path), "sha256": {path.name: _sha256(path)}}
     if benchmark is None:
@@ -98,7 +98,7 @@ def _from_file(name: str, path: Path) -> ProblemSet:
 def _from_hub(benchmark: Benchmark, revision: str | None) -> ProblemSet:
     hub = benchmark.hub._replace(revision=revision or benchmark.hub.revision)
     folder, paths = hub_files(hub)
-    items = tuple(item for path in paths for item in _items(path, benchmark.only_mini))
+    items = tuple(item for path in paths for item in read_items(path, benchmark.only_mini))
     source = {
         "repository": hub.repository,
         "revision": folder.name,
@@ -137,39 +137,43 @@ def hub_files(hub: Hub, cache: Path | None = None, is_offline: bool = False) -> 
     raise InputError(f"data set {hub.repository} at {folder.name} has no file {' or '.join(hub.patterns)}")
 
 
-def _items(path: Path, only_mini: bool) -> Iterator[Item]:
-    count = 0
-    for number, row in enumerate(_rows(path), start=1):
-        if only_mini and not row.get("mini"):
-            continue
-        count += 1
-        yield read_item(row, f"{path}, row {number}")
-    if not count:
+def read_items(path: Path, only_mini: bool = False) -> tuple[Item, ...]:
+    """The problems of a file of JSON lines or Parquet rows; only_mini: those whose row says "mini".
+
+    Raises InputError, with the line's number, for what cannot be read, and for a file without a problem.
+    """
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+    items = tuple(read_item(row, where) for where, row in rows if row.get("mini") or not only_mini)
+    if not items:
         raise InputError(f"{path}: there is no problem in it")
+    return items
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-        return
+def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise InputError(f"{path}, line {number}: expected a JSON object, not {line[:80]!r}")
-                    yield row
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON lines: {error}") from None
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: no JSON ({error}): {line[:80]!r}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: expected a JSON object, not {line[:80]!r}")
+        yield where, row
 
 
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         import pyarrow.parquet
     except ImportError:
         raise InputError(f"reading {path.name} needs pyarrow: pip install pyarrow") from None
-    yield from pyarrow.parquet.read_table(path).to_pylist()
+    for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1):
+        yield f"{path}, row {number}", row
 
 
 def read_item(row: Mapping[str, Any], where: str) -> Item:

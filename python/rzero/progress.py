@@ -22,6 +22,7 @@ from rzero.journals import read_journal
 from rzero.observer import Observer
 from rzero.plan import Plan
 from rzero.settings import Settings
+from rzero.terminal import on_one_line
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVE_CELLS = 32
@@ -134,7 +135,8 @@ class Progress(Observer):
     def on_questions(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._examples = list(rows[:EXAMPLES])
         for row in self._examples[:2]:
-            self._line(f"  asked: {row['question']}   votes: {_votes(row)}   {_verdict(row)}")
+            question = on_one_line(str(row["question"]))
+            self._line(f"  asked: {question}   votes: {_votes(row)}   {_verdict(row)}")
 
     def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if not rows:
@@ -297,7 +299,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _short(text: str, limit: int) -> str:
-    text = " ".join(text.split())
+    text = on_one_line(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -158,7 +158,12 @@ def usable(run: Run, text: str) -> Question | Invalid:
         return parsed
     if run.task.is_held_out(parsed.text):
         return Invalid("held out")
-    if len(run.task.solver_prompt(run.tokenizer, parsed.text)) > run.config.max_question_tokens:
+    if any(token in parsed.text for token in run.tokenizer.control_tokens):
+        # In a prompt it would be the token itself: the question could end its turn and write the next one.
+        return Invalid("control token")
+    # One position at least must be left for the answer.
+    most = min(run.config.max_question_tokens, run.engine.max_model_len - 1)
+    if len(run.task.solver_prompt(run.tokenizer, parsed.text)) > most:
         return Invalid("too many tokens")
     return Invalid("copies an example") if is_copy(run, parsed.text) else parsed
 
@@ -209,9 +214,10 @@ def answers_agree(run: Run, questions: Sequence[Question], votes: Sequence[Vote]
     return [verdicts.get(place) for place in range(len(questions))]
 
 
-def agreeing_share(agrees: Sequence[bool | None]) -> float:
-    """The share of what `answers_agree` found to agree, where both answers exist."""
-    return mean([each for each in agrees if each is not None])
+def agreeing_share(agrees: Sequence[bool | None]) -> float | None:
+    """The share of what `answers_agree` found to agree, where both answers exist; None where nowhere do."""
+    known = [each for each in agrees if each is not None]
+    return mean(known) if known else None
 
 
 class Scored(NamedTuple):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What run.json records about where a run came from."""
 
+import hashlib
+import json
 import platform
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import torch
 
 from rzero.engine.engine import Engine
 from rzero.settings import Settings
+from rzero.tasks.base import Task
 
 PACKAGES = ("rzero", "torch", "numpy", "transformers", "tokenizers", "safetensors", "math-verify")
 
@@ -36,6 +39,14 @@ def facts(engine: Engine, settings: Settings) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "kernels": [[choice.op, choice.backend, list(choice.reasons)] for choice in engine.kernels.report],
+    }
+
+
+def held_out_hashes(task: Task) -> dict[str, str]:
+    """The SHA-256 of each held-out set's questions and answers, by its name."""
+    return {
+        name: hashlib.sha256(json.dumps([list(problem) for problem in problems]).encode()).hexdigest()
+        for name, problems in task.held_out().items()
     }
 
 

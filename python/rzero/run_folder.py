@@ -197,16 +197,35 @@ class RunFolder:
 
     def check_model(self, sha256: str) -> None:
         """Raises InputError when the run began with other weights than those of this hash."""
-        path = self.path / "run.json"
-        try:
-            began_with = json.loads(path.read_text(encoding="utf-8"))["model_sha256"]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is damaged: {error}") from None
+        began_with = self._facts("model_sha256")["model_sha256"]
         if began_with != sha256:
             raise InputError(
                 f"model {self.config.model}: its weights are not those that {self.path} began with "
                 f"(SHA-256 {began_with[:12]} then, {sha256[:12]} now)"
             )
+
+    def check_held_out(self, now: Mapping[str, str]) -> None:
+        """Raises InputError when the run began with other held-out sets than those of these hashes."""
+        # Runs of earlier versions did not write them down.
+        then: Mapping[str, str] = self._facts().get("held_out_sha256", now)
+        for name in dict.fromkeys([*then, *now]):
+            if then.get(name) != now.get(name):
+                before, after = ((hashes.get(name) or "none")[:12] for hashes in (then, now))
+                raise InputError(
+                    f"held-out set {name}: it is not the one that {self.path} began with "
+                    f"(SHA-256 {before} then, {after} now)"
+                )
+
+    def _facts(self, *needed: str) -> dict[str, Any]:
+        path = self.path / "run.json"
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            missing = [name for name in needed if name not in facts]
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is damaged: {error}") from None
+        if missing:
+            raise InputError(f"{path} is damaged: it has no {missing[0]}")
+        return facts
 
     def models_of(self, iteration: int) -> Path:
         """Where the checkpoints of an iteration belong."""

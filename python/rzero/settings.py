@@ -204,8 +204,10 @@ class PoolSettings(Section):
 
     @model_validator(mode="after")
     def _band(self) -> "PoolSettings":
-        if self.keep_shares is not None and self.keep_shares[0] > self.keep_shares[1]:
-            raise ValueError(f"pool.keep_shares = {list(self.keep_shares)} must be in rising order")
+        if self.keep_shares is not None:
+            if self.keep_shares[0] > self.keep_shares[1]:
+                raise ValueError(f"pool.keep_shares = {list(self.keep_shares)} must be in rising order")
+            return self
         if not self.keep_low <= self.keep_high <= self.votes:
             raise ValueError(
                 f"pool.keep_low = {self.keep_low}, pool.keep_high = {self.keep_high} "

@@ -48,6 +48,26 @@ def setup(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_an_nvcc_that_does_not_know_blackwell_builds_for_the_others(tmp_path: Path) -> None:
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    --list-gpu-code) echo sm_80; echo sm_90; exit;;
+    *sm_100*) echo "unsupported gpu architecture 'compute_100'" >&2; exit 1;;
+esac
+echo "$*" >> {tmp_path}/calls
+while [ $# -gt 0 ]; do [ "$1" = -o ] && touch "$2"; shift; done
+"""
+    )
+    nvcc.chmod(0o755)
+    done = setup(tmp_path, CUDA_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    compiled = [line for line in (tmp_path / "calls").read_text().splitlines() if " -c " in line]
+    assert compiled and all("sm_80" in line and "sm_90" in line for line in compiled)
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("nvcc") is None and not Path("/usr/local/cuda/bin/nvcc").exists():

@@ -91,6 +91,10 @@ def cut(path: Path, keep: float) -> None:
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
 
 
+def rewrite(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
 Q = "model.layers.1.self_attn.q_proj.weight"
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "there is no such folder"),
@@ -139,6 +143,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a head that is not the embedding": (
         lambda f: edit(f, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1})),
         "lm_head.weight differs from the embedding",
+    ),
+    "a vocabulary that no memory holds": (
+        lambda f: rewrite(f / "config.json", vocab_size=10**13),
+        "expected [10000000000000, 42]",
+    ),
+    "layers that no memory holds": (
+        lambda f: rewrite(f / "config.json", num_hidden_layers=10**9, layer_types=None),
+        "num_hidden_layers 1000000000",
     ),
     "an index without a map": (
         lambda f: (
@@ -278,3 +290,22 @@ def test_a_hub_name_is_looked_up_in_the_cache_and_then_on_the_hub(folder: Path, 
     found, absent = done.stdout.splitlines()
     assert found == "qwen2", done.stderr
     assert absent.startswith("model 'owner/absent': there is no such folder, and the hub does not give it")
+
+
+def test_saving_behind_a_link_leaves_the_link(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "large")
+    for _ in range(2):
+        save_hf(tmp_path / "link", load_config(folder), load(folder))
+    assert (tmp_path / "link").is_symlink() and same(load(tmp_path / "large"), load(folder))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="file: it is a file"):
+        save_hf(tmp_path / "file", load_config(folder), load(folder))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"vocab_size": ' + "9" * 5000 + "}"])
+def test_json_that_python_does_not_read_is_named(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json: not readable as JSON"):
+        load_config(folder)

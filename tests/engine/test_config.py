@@ -73,6 +73,13 @@ def test_equal_means_that_the_same_weights_compute_the_same() -> None:
     [
         (BASE, {"model_type": "mixtral"}, "model_type 'mixtral'"),
         (BASE, {"model_type": None}, "model_type None"),
+        (BASE, {"model_type": ["llama"]}, "model_type ['llama']"),
+        (BASE, {"layer_types": 3}, "layer_types is 3"),
+        (BASE, {"auto_map": 7}, "auto_map is 7"),
+        (BASE, {"rope_scaling": {"rope_type": ["linear"]}}, "rope_type"),
+        (BASE, {"rope_theta": 0}, "rope_theta"),
+        (BASE, {"use_moe": True}, "use_moe True"),
+        (BASE, {"alibi": True}, "alibi True"),
         (BASE, {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         (BASE, {"attention_bias": True}, "attention_bias True"),
         (BASE, {"mlp_bias": True}, "mlp_bias True"),

@@ -152,7 +152,9 @@ REFUSED: dict[str, tuple[Callable[[dict[str, object]], object], str]] = {
     "kind": (lambda f: f.update(peft_type="LOHA"), "peft_type 'LOHA'"),
     "whole modules": (lambda f: f.update(modules_to_save=["lm_head"]), "modules_to_save"),
     "ranks": (lambda f: f.update(rank_pattern={"q_proj": 2}), "rank_pattern"),
-    "no rank": (lambda f: f.pop("r"), "r and lora_alpha must be numbers"),
+    "no rank": (lambda f: f.pop("r"), "r must be a whole number"),
+    "negative rank": (lambda f: f.update(r=-1), "r must be a whole number"),
+    "endless alpha": (lambda f: f.update(lora_alpha=float("inf")), "lora_alpha a number"),
     "wrong rank": (lambda f: f.update(r=9), "expected [9, "),
 }
 
@@ -169,6 +171,16 @@ def test_other_adapters_are_refused_by_name(change: str, folder: Path, tmp_path:
     with pytest.raises(InputError) as error:
         load_adapter(tmp_path / "adapter", weights.config, weights.role("base"))
     assert named in str(error.value)
+
+
+def test_adapters_that_are_promised_and_missing_are_named(folder: Path, tmp_path: Path) -> None:
+    weights = with_random_adapters(folder, ("q_proj", "down_proj"))
+    save_adapter(tmp_path / "adapter", weights.role("solver"), base=str(folder))
+    path = tmp_path / "adapter/adapter_config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"target_modules": ["q_proj", "down_proj", "v_proj"]}))
+    with pytest.raises(InputError, match=r"layers\.0\.self_attn\.v_proj\.lora_A\.weight is missing"):
+        load_adapter(tmp_path / "adapter", weights.config, weights.role("base"))
 
 
 def new_engine(folder: Path) -> Engine:

@@ -32,6 +32,7 @@ BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"seed": 2**64}, "seed is 18446744073709551616; it must be between 0 and 18446744073709551615"),
     ({"stop": ["a", ""]}, "stop contains ''"),
     ({"stop": [3]}, "stop contains 3"),
+    ({"stop": None}, "stop is None"),
     ({"stop_token_ids": [-4]}, "stop_token_ids is -4"),
     ({"temperature": 0, "n": 4}, "temperature is 0 and n is 4"),
 )

@@ -178,25 +178,6 @@ def test_an_update_writes_into_the_tensors_the_sampler_reads() -> None:
     assert not torch.equal(qkv, before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_training_goes_on_from_a_restored_state_with_the_same_bits(dtype: torch.dtype) -> None:
-    config = small_config("qwen3")
-    trainer, roles = with_reference(new_trainer(config, random_weights(config, dtype), backend="auto"))
-    three_steps(trainer, "base")
-    state = {name: x.clone() if isinstance(x, Tensor) else x for name, x in trainer.state("base").items()}
-    held = substitute(roles.role("base"), {id(t): t.clone() for _, t in base_tensors(roles.role("base"))})
-    metrics = three_steps(trainer, "base", first=10)
-
-    other, other_roles = new_trainer(config, held, backend="auto")
-    other_roles.replace("reference", roles.role("reference"))
-    other.load_state("base", state)
-    assert three_steps(other, "base", first=10) == metrics
-    assert other_roles.hash("base") == roles.hash("base")
-    final, other_final = trainer.state("base"), other.state("base")
-    assert final.pop("step") == other_final.pop("step") == 6
-    assert all(torch.equal(final[name], other_final[name]) for name in final)
-
-
 def test_training_twice_from_one_state_gives_the_same_bits() -> None:
     config = small_config("qwen2")
     hashes = []
@@ -207,21 +188,6 @@ def test_training_twice_from_one_state_gives_the_same_bits() -> None:
         three_steps(trainer, "base")
         hashes.append(roles.hash("base"))
     assert hashes[0] == hashes[1]
-
-
-def test_a_state_of_another_shape_is_refused() -> None:
-    config = small_config("llama")
-    trainer, _ = with_reference(new_trainer(config, random_weights(config, torch.float32)))
-    three_steps(trainer, "base")
-    state = trainer.state("base")
-    for bad, words in (
-        ({**state, "exp_avg.embed": torch.zeros(2)}, "exp_avg.embed"),
-        ({**state, "exp_avg.other": torch.zeros(2)}, "exp_avg.other"),
-        ({**state, "step": -1}, "step"),
-        ({name: x for name, x in state.items() if name != "exp_avg_sq.head"}, "exp_avg_sq.head"),
-    ):
-        with pytest.raises(InputError, match=words):
-            trainer.load_state("base", bad)
 
 
 def test_lora_trains_adapters_alone_with_the_base_as_reference() -> None:
@@ -317,6 +283,8 @@ def test_a_step_of_empty_answers_changes_nothing_and_is_counted() -> None:
         "base", [TrainGroup([1], [sample([])] * 2, rewards=[0, 1])], replace(BASE, kl_coef=0.0)
     )
     assert (metrics["skipped"], metrics["tokens_trained"], metrics["updates"]) == (1, 0, 0)
+    nothing = trainer.train_step("base", [TrainGroup([1], [], rewards=[])], replace(BASE, kl_coef=0.0))
+    assert (nothing["skipped"], nothing["groups"]) == (1, 1)
     assert roles.hash("base") == before
 
 
@@ -344,14 +312,6 @@ def test_kl_without_a_reference_is_refused() -> None:
         trainer.train_step("base", random_groups(1, LENGTHS), BASE)
     with pytest.raises(InputError, match="nobody"):
         trainer.train_step("base", random_groups(1, LENGTHS), BASE, "nobody")
-
-
-def test_reset_forgets_the_moments() -> None:
-    config = small_config("llama")
-    trainer, _ = with_reference(new_trainer(config, random_weights(config, torch.float32)))
-    three_steps(trainer, "base")
-    trainer.reset("base")
-    assert trainer.state("base") == {"step": 0}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

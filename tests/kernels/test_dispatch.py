@@ -10,6 +10,7 @@ import torch
 from harness import CPU, needs_native
 
 from rzero.kernels import OPS, Impl, Op, resolve
+from rzero.kernels.bleu import BLEU
 from rzero.kernels.dispatch import choose, wanted_backends
 
 
@@ -73,6 +74,11 @@ def test_reasons_of_the_implementations_passed_over_are_kept() -> None:
     assert function() == "b" and str(choice).split() == ["op", "b", "(a:", "a", "is", "broken)"]
     with pytest.raises(ValueError, match="op cannot use 'a' on cpu: a is broken"):
         choose(op, CPU, "a")
+
+
+def test_bleu_is_native_beside_any_device() -> None:
+    """Its lists lie on the host; on a GPU the reference would take minutes a step."""
+    assert choose(BLEU, torch.device("meta"), "auto")[1].backend == "native"
 
 
 def test_what_is_only_taken_when_asked_for() -> None:

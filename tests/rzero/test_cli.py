@@ -151,6 +151,24 @@ def test_generate_answers_each_prompt_with_its_log_probs() -> None:
     rows = [json.loads(line) for line in result.output.splitlines()]
     assert [row["prompt"] for row in rows] == ["1+1=", "1+1=", "2+2=", "2+2="]
     assert all(len(row["logprobs"]) == len(row["token_ids"]) for row in rows)
+    alone = CliRunner().invoke(app, ["generate", "tiny", "2+2=", *options])
+    assert [json.loads(line) for line in alone.output.splitlines()] == rows[2:]
+
+
+def test_an_interrupt_before_the_run_began_gives_nothing_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(settings: object, folder: Path, resumed: bool) -> None:
+        if folder.name == "begun":
+            folder.mkdir()
+            (folder / "config.yaml").touch()
+        raise KeyboardInterrupt
+
+    # rzero.cli.run is the command; its module is behind it.
+    monkeypatch.setattr(sys.modules[default_output.__module__], "start", interrupted)
+    for name, part in (("early", "nothing was begun"), ("begun", "rzero run --resume")):
+        result = CliRunner().invoke(app, ["run", "--output", str(tmp_path / name)])
+        assert result.exit_code == 130 and part in result.output
 
 
 def test_run_ends_with_a_table_and_a_report(tmp_path: Path) -> None:

@@ -42,3 +42,13 @@ def test_paired_names_its_test() -> None:
     assert shares.interval == pytest.approx([0.25, 0.25])
     assert paired([0.5, 0.2], [0.5, 0.2], 1).p == 1.0
     assert paired([], [], 1).problems == 0
+
+
+def test_one_problem_says_nothing_about_others() -> None:
+    low, high = bootstrap([0.25], 1)
+    assert low < 0.05 and high > 0.8
+    assert bootstrap([1.0] * 30, 1) == wilson(30, 30)
+    alone = paired([0.5], [0.25], 1)
+    assert alone.p == 1.0 and alone.interval == [-1.0, 1.0]
+    # Three that gain: a fair coin falls so one time in four.
+    assert paired([0.5, 0.75, 0.6], [0.25, 0.5, 0.5], 1).p == pytest.approx(0.25)

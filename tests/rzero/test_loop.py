@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import Keep, small
+from small_run import Crash, CrashAfter, Keep, small
 
 from rzero import loop, rollout, solver
 from rzero.engine.engine import Engine
@@ -15,6 +15,7 @@ from rzero.engine.errors import InputError
 from rzero.engine.grpo import TrainGroup
 from rzero.run_folder import read_journal
 from rzero.tasks.arithmetic import Arithmetic
+from rzero.tasks.base import Invalid, Problem, Question
 
 
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -185,3 +186,64 @@ def test_other_kinds_of_roles(tmp_path: Path, roles: str) -> None:
     )
     assert len(observer.steps) == 7
     assert (tmp_path / "run" / "models" / "iteration-1" / "solver" / "model.safetensors").exists()
+
+
+class OneLong(Arithmetic):
+    """One of its held-out problems fills the context."""
+
+    def held_out(self) -> dict[str, Sequence[Problem]]:
+        return {"long": [Problem("1+" * 30 + "1", "31")]}
+
+
+def one_long(data: str | None) -> Arithmetic:
+    return OneLong(data)
+
+
+def test_a_held_out_problem_that_does_not_fit_the_context_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"held-out set long: the problem '1.*max_model_len = 40"):
+        loop.run(small("task=test_loop:one_long", "engine.max_model_len=40"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("1+2", None), ("1<S>+2", "control token"), ("1+" * 20 + "1", "too many tokens")]
+)
+def test_what_would_break_the_solvers_prompt_is_no_question(
+    monkeypatch: pytest.MonkeyPatch, text: str, reason: str | None
+) -> None:
+    """A control token would end its turn and write the next one; the context may be less than is allowed."""
+    with loop.engine_of(small("engine.max_model_len=24")) as engine:
+        task = Arithmetic()
+        run = rollout.Run(engine, task, small(), None, Keep(), "c", "s")  # type: ignore[arg-type]
+        monkeypatch.setattr(task, "parse_question", lambda text: Question(text, None))
+        found = rollout.usable(run, text)
+    assert found == (Question(text, None) if reason is None else Invalid(reason))
+
+
+class Grown(Arithmetic):
+    """Held-out sets that another run finds changed."""
+
+    def __init__(self, data: str | None) -> None:
+        super().__init__(None)
+        self.more = Path(str(data)).exists()
+
+    def held_out(self) -> dict[str, Sequence[Problem]]:
+        sets = dict(super().held_out())
+        return {**sets, "easy": [*sets["easy"], Problem("1+1+1+1", "4")]} if self.more else sets
+
+
+def grown(data: str | None) -> Arithmetic:
+    return Grown(data)
+
+
+def test_a_run_does_not_go_on_with_other_held_out_sets(tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        loop.run(small("task=test_loop:grown", f"data={tmp_path / 'more'}"), tmp_path / "run", CrashAfter(2))
+    (tmp_path / "more").touch()
+    with pytest.raises(InputError, match="held-out set easy: it is not the one that"):
+        loop.resume(tmp_path / "run")
+
+
+def test_a_run_may_be_called_ablation(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    loop.run(small("iterations=1"), tmp_path / "ablation")
+    assert [row["iteration"] for row in rows(tmp_path / "ablation", "evaluations")] == [0, 0, 0, 1, 1, 1]

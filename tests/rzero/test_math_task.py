@@ -111,7 +111,15 @@ def test_prompts_with_and_without_a_template(math: Math) -> None:
     assert plain.text.startswith("system: ") and plain.text.endswith("\nuser: Why?\nassistant:")
     # Without a template nothing but these ends a turn, in a run as in an evaluation.
     assert math.solver_stop(chat) == math.challenger_stop(chat) == ()
-    assert math.solver_stop(plain) == math.challenger_stop(plain) == ("\nuser:", "\nsystem:")
+    assert (
+        math.solver_stop(plain)
+        == math.challenger_stop(plain)
+        == (
+            "\nuser:",
+            "\nsystem:",
+            "\nassistant:",
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,6 +134,15 @@ def test_prompts_with_and_without_a_template(math: Math) -> None:
         ("x=5", "5", True),
         (r"\sqrt{8}", r"2\sqrt{2}", True),
         ("(1,2)", "(2,1)", False),
+        ("10\u00b2", "100", True),
+        ("10\u00b2", "102", False),
+        ("x\u00b2\u207a\u00b9", "x^3", True),
+        ("3\u00bd", "7/2", True),
+        ("\u00bd", "0.5", True),
+        ("101\u2082", "1012", False),
+        ("\u22125", "-5", True),
+        (r"A \leftarrow B", r"A \rightarrow B", False),
+        (r"\left(1,2\right)", "(1,2)", True),
         (r"\text{yes}", "no", False),
         ("9" * 100_000, "8", False),
         (r"\frac{1}{", "1", False),
@@ -149,7 +166,7 @@ def test_held_out_problems_are_known_again(tmp_path: Path) -> None:
     assert not task.is_held_out("A train leaves the station at noon. Where is it?")
 
 
-@pytest.mark.parametrize("line", ["{", '{"problem": "x"}', "[1]", "null"])
+@pytest.mark.parametrize("line", ["{", '{"problem": "x"}', "[1]", "null", '{"problem": "x", "answer": null}'])
 def test_a_bad_line_of_a_held_out_set_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "bad.jsonl").write_text('{"problem": "x", "answer": "1"}\n' + line + "\n")
     with pytest.raises(InputError, match=r"bad\.jsonl, line 2"):
@@ -169,6 +186,20 @@ def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
     assert anchors.of_run(tmp_path, str(tmp_path / "few.jsonl"), plain) == first
     assert first[0].question == "One\u2028two?"
     plain.close()
+
+
+def test_a_run_reads_its_sets_as_an_evaluation_does(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"question": "Eggs?", "answer": "16 - 7 = 9\\n#### 9"}\n')
+    task = Math(str(tmp_path))
+    assert [tuple(held) for held in task.held_out()["own"]] == [("Eggs?", "9")]
+    task.close()
+    file.write_text('{"question": "Eggs?", "options": ["8", "9"], "answer": "B"}\n')
+    with pytest.raises(InputError, match="have options"):
+        Math(str(tmp_path))
+    file.write_text("\n")
+    with pytest.raises(InputError, match="there is no problem in it"):
+        Math(str(tmp_path))
 
 
 def test_no_held_out_sets_in_the_folder(tmp_path: Path) -> None:

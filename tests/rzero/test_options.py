@@ -150,8 +150,10 @@ def test_examples_reach_the_prompt_and_a_copy_stays_with_the_run(tmp_path: Path)
     loop.resume(tmp_path / "run")
     assert notes.read_text().splitlines()[len(shown) :] == shown
     assert outcome(tmp_path / "run") == outcome(tmp_path / "alone")
-    copied = anchors.read(tmp_path / "run" / "anchors.jsonl", Arithmetic())
-    assert copied == (Problem("17+25-8", "34"), Problem("2*3+4", "10"))
+    loop.resume(tmp_path / "run", settings.model_copy(update={"ablation": True}))
+    for folder in (tmp_path / "run", tmp_path / "run" / "ablation"):
+        copied = anchors.read(folder / "anchors.jsonl", Arithmetic())
+        assert copied == (Problem("17+25-8", "34"), Problem("2*3+4", "10"))
 
 
 def test_samples_of_several_prompts_keep_their_rewards_and_groups() -> None:
@@ -250,6 +252,7 @@ def test_a_prompt_shows_its_examples_and_stays_as_it_was_without(task: Arithmeti
         ("{", "line 1: expected"),
         ('{"question": "1+2"}', "line 1: expected"),
         ('{"question": 3, "answer": 3}', "'question' must be a text"),
+        ('{"question": "1+2", "answer": null}', "'answer' must be a text or a number"),
         ("\n\n", "holds no example"),
         (None, "cannot be read"),
     ],

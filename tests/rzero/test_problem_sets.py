@@ -81,14 +81,14 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a folder"):
         load_sets([], str(tmp_path))
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "x"}\n')
-    with pytest.raises(InputError, match=r"gsm8k\.jsonl, row 1: no question or no answer"):
+    with pytest.raises(InputError, match=r"gsm8k\.jsonl, line 1: no question or no answer"):
         load_sets(["gsm8k"], str(tmp_path))
     with pytest.raises(InputError, match=r"there is no math500\.jsonl"):
         load_sets(["math"], str(tmp_path))
     with pytest.raises(InputError, match="did you mean 'gsm8k'"):
         load_sets(["gsm9k"], str(tmp_path))
     (tmp_path / "gsm8k.jsonl").write_text("not json\n")
-    with pytest.raises(InputError, match="cannot be read as JSON lines"):
+    with pytest.raises(InputError, match="line 1: no JSON"):
         load_sets(["gsm8k"], str(tmp_path))
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "x", "options": ["a"], "answer": "Z"}\n')
     with pytest.raises(InputError, match="neither a letter nor one of the options"):

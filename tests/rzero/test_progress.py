@@ -85,6 +85,20 @@ def test_model_output_is_not_read_as_markup(folder: Path) -> None:
     assert "[red]1+1[/red] [/bold]" in text_of(progress, console)
 
 
+def test_model_output_does_not_command_the_terminal(folder: Path) -> None:
+    text = "\x1b]0;owned\x07\x1b[2J1+1\x9b31m\n[53/53] done"
+    votes = [{"answer": "\x1b[2J2", "count": 3}]
+    row: dict[str, Any] = {"question": text, "votes": votes, "kept": False, "reason": "too easy"}
+    out = io.StringIO()
+    replay(Console(file=out, width=100), folder).on_questions([row])
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    progress = replay(console, folder)
+    progress.on_questions([row])
+    for shown in (out.getvalue(), text_of(progress, console)):
+        assert "1+1" in shown and not any(char in shown for char in "\x1b\x07\x9b")
+    assert out.getvalue().splitlines()[-1].startswith("  asked:")
+
+
 def test_summary_compares_with_the_ablation(folder: Path) -> None:
     out = io.StringIO()
     progress = replay(Console(file=out, width=120), folder)

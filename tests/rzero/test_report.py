@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from rzero.config import load_config
 from rzero.report import as_script, build
-from rzero.report.collect import MAX_TEXT_CHARS, by_iteration, collect, cut, kept_rule
+from rzero.report.collect import MAX_TEXT_CHARS, by_iteration, collect, cut, histograms, kept_rule
 from rzero.report.findings import (
     Estimate,
     Style,
@@ -114,6 +115,14 @@ def test_page_says_which_questions_were_kept(folder: Path) -> None:
     assert kept_rule(shares) == "the majority holds 0.3 to 0.85 of the answers with a box"
     both = PoolSettings(keep_shares=(0.3, 0.85), only_confirmed=True)
     assert kept_rule(both) == kept_rule(shares) + ", and the Challenger's answer is the same"
+
+
+def test_no_band_of_votes_is_drawn_where_shares_decide(folder: Path) -> None:
+    rows = [{"phase": "pool", "iteration": 1, "pool/agreement_counts": [0, 1, 2]}]
+    [shown] = histograms(load_config("tiny", overrides=["pool.keep_shares=[0.3,0.8]", "pool.votes=6"]), rows)
+    assert "low" not in shown and "high" not in shown
+    [shown] = histograms(load_config("tiny"), rows)
+    assert (shown["low"], shown["high"]) == (3, 8)
 
 
 def test_gauges_are_shown_with_their_thresholds(folder: Path) -> None:

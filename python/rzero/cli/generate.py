@@ -38,10 +38,11 @@ def generate(model: str, prompts: tuple[str, ...], chat: bool, as_json: bool, **
 
     from rzero.config import model_path
     from rzero.engine import Engine, SamplingParams
+    from rzero.terminal import printable
 
     engine_options = {name: options.pop(name) for name in ("device", "dtype", "threads")}
     seed = options.pop("seed")
-    params = [SamplingParams(seed=seed + index, **options) for index in range(len(lines))]
+    params = SamplingParams(seed=seed, **options)
     engine = Engine(model_path(model), **engine_options)
     assert engine.tokenizer is not None  # a folder without one is refused
     asked = [engine.tokenizer.chat([{"role": "user", "content": line}]) if chat else line for line in lines]
@@ -57,4 +58,5 @@ def generate(model: str, prompts: tuple[str, ...], chat: bool, as_json: bool, **
                 }
                 click.echo(json.dumps(row, ensure_ascii=False))
             else:
-                click.echo(sample.text)
+                is_shown = sys.stdout.isatty()
+                click.echo(printable(sample.text, keep="\n\t") if is_shown else sample.text)

@@ -101,7 +101,10 @@ def run(
         try:
             start(settings, folder, resumed=resume is not None)
         except KeyboardInterrupt as stop:
-            click.echo(f"\ninterrupted; resume with: rzero run --resume {folder}", err=True)
+            # A run begins with its config.yaml; before that nothing was computed.
+            begun = (folder / "config.yaml").exists()
+            how = f"resume with: rzero run --resume {folder}" if begun else "nothing was begun"
+            click.echo(f"\ninterrupted; {how}", err=True)
             sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
 
 

@@ -169,7 +169,7 @@ function mark(svg, toX, { value, half }, y, name) {
   svg.append(shape("circle", { cx: toX(value), cy: y, r: isControl ? 3.5 : 6, fill: colour(isControl ? "panel" : name), stroke: colour(name), "stroke-width": 1.8 }));
 }
 
-// before, after: counts of questions by the number of votes of the majority; the band low..high is kept
+// before, after: counts of questions by the number of votes of the majority; the band low..high, if there is one, is kept
 function histogram({ title, detail, before, after, low, high, height = 200 }) {
   const shares = (counts) => { const sum = counts.reduce((a, b) => a + b, 0) || 1; return counts.map((count) => count / sum); };
   const shown = shares(after), earlier = before ? shares(before) : [];
@@ -182,7 +182,7 @@ function histogram({ title, detail, before, after, low, high, height = 200 }) {
     const toX = (share) => left + (share * votes + 0.5) * slot;
     const yTicks = ticks(0, highest, 3), yHigh = yTicks[yTicks.length - 1];
     const toY = (share) => top + (1 - share / yHigh) * (height - top - bottom);
-    svg.append(shape("rect", { x: left + low * slot, width: (high - low + 1) * slot, y: top, height: height - top - bottom, fill: colour("band") }));
+    if (low !== undefined) svg.append(shape("rect", { x: left + low * slot, width: (high - low + 1) * slot, y: top, height: height - top - bottom, fill: colour("band") }));
     for (const y of yTicks) {
       svg.append(shape("line", { class: "axis", x1: left, x2: width - right, y1: toY(y), y2: toY(y) }));
       svg.append(shape("text", { x: left - 8, y: toY(y) + 4, "text-anchor": "end" }, percent(y)));

@@ -248,11 +248,13 @@ def histograms(config: Settings, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Per iteration how many votes the majority had, at the Challenger's first step and in the pool."""
     before: dict[int, Sequence[int]] = {}
     found = []
+    # Shares are of the answers with a box, whose number is another for each question.
+    is_band = config.pool.keep_shares is None
+    band = {"low": config.pool.keep_low, "high": config.pool.keep_high} if is_band else {}
     for row in rows:
         if "challenger/agreement_counts" in row:
             before.setdefault(row["iteration"], row["challenger/agreement_counts"])
         if "pool/agreement_counts" in row:
-            band = {"low": config.pool.keep_low, "high": config.pool.keep_high}
             counts = {"before": before.get(row["iteration"]), "after": row["pool/agreement_counts"]}
             found.append({"iteration": row["iteration"], **counts, **band})
     return found

@@ -185,8 +185,9 @@ function exactness(role) {
 function drawChallenger() {
   const rows = data.steps.main.challenger;
   if (!rows.length && !data.histograms.length) return at("challenger").remove();
-  at("challenger-note").textContent = `It is paid for questions on which the Solver is of two minds, and pays for repeating itself. Below: how many of the Solver's votes the most common answer got, at the first step of each iteration and after the training; questions in the shaded band are kept.${exactness("challenger")}`;
-  legend(at("histogram-legend"), [["before the Challenger's training", "base", "box"], ["after it", "challenger", "box"], ["kept", "band", "box"]]);
+  const hasBand = data.histograms.some((one) => one.low !== undefined);
+  at("challenger-note").textContent = `It is paid for questions on which the Solver is of two minds, and pays for repeating itself. Below: how many of the Solver's votes the most common answer got, at the first step of each iteration and after the training.${hasBand ? " Questions in the shaded band are kept." : ""}${exactness("challenger")}`;
+  legend(at("histogram-legend"), [["before the Challenger's training", "base", "box"], ["after it", "challenger", "box"], ...(hasBand ? [["kept", "band", "box"]] : [])]);
   for (const one of data.histograms) at("histograms").append(histogram({ title: `Iteration ${one.iteration}`, ...one }));
   stepCurves(at("challenger-curves"), "challenger", "challenger", [
     ["reward_mean", "Reward", "mean over the step"], ["agreement_mean", "Agreement", "share of the majority", share],

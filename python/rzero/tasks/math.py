@@ -6,7 +6,6 @@ question between tags and its answer in a box, the Solver reasons and boxes. Wit
 text stands after "system:" and "user:", with a cue for the assistant that the authors' code lacks.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from rzero.engine.errors import InputError
 from rzero.grading import Judge
 from rzero.plain_numbers import same_number
+from rzero.problem_sets import read_items
 from rzero.tasks.base import MAX_TEXT_CHARS, Invalid, Problem, Question, Task, TaskTokenizer, last_box
 
 CHALLENGER_SYSTEM = r"""You are an expert competition-math problem setter.
@@ -37,13 +37,19 @@ EXAMPLE = "<question>\n{question}\n</question>\n\n\\boxed{{{answer}}}"
 SOLVER_SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
 
 # What a base model would write after its text where the prompt is plain text: the next turn.
-PLAIN_STOP = ("\nuser:", "\nsystem:")
+PLAIN_STOP = ("\nuser:", "\nsystem:", "\nassistant:")
 
 MAX_QUESTION_CHARS = 4000
 # Questions that share this many words in a row with a held-out problem count as that problem.
 OVERLAP_WORDS = 13
 
 _WORD = re.compile(r"\w+")
+_SIDE = re.compile(r"\\(?:left|right)(?![A-Za-z])")
+# Superscripts, subscripts and fractions of one character.
+_SMALL = re.compile(
+    "(?P<above>[\u00b2\u00b3\u00b9\u2070\u2071\u2074-\u207f]+)|(?P<below>[\u2080-\u208e]+)"
+    "|(?P<fraction>[\u00bc-\u00be\u2150-\u215e])"
+)
 
 
 class Math(Task):
@@ -128,16 +134,24 @@ def create(data: str | None) -> Task:
 
 def normalised(answer: str) -> str:
     """An answer without outer blanks, dollar signs, a final full stop, thousands commas, \\left, \\right."""
-    text = unicodedata.normalize("NFKC", answer[:MAX_TEXT_CHARS]).strip().strip("$").strip().rstrip(".")
-    text = (
-        text.replace(r"\left", "")
-        .replace(r"\right", "")
-        .replace(r"\dfrac", r"\frac")
-        .replace(r"\tfrac", r"\frac")
-    )
+    text = plain_characters(answer[:MAX_TEXT_CHARS]).strip().strip("$").strip().rstrip(".")
+    text = _SIDE.sub("", text).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", text):
         text = text.replace(",", "")
     return " ".join(text.split())
+
+
+def plain_characters(text: str) -> str:
+    """Unicode's form NFKC without its changes of value: 10² is 10^{2}, not 102, and 3½ is not 31/2."""
+    return unicodedata.normalize("NFKC", _SMALL.sub(_in_latex, text)).replace("\u2212", "-")
+
+
+def _in_latex(small: re.Match[str]) -> str:
+    plain = unicodedata.normalize("NFKC", small[0])
+    if small["fraction"]:
+        above, _, below = plain.partition("\u2044")
+        return f"\\frac{{{above}}}{{{below}}}"
+    return f"{'^' if small['above'] else '_'}{{{plain}}}"
 
 
 def _decided(a: str, b: str) -> bool | None:
@@ -171,19 +185,9 @@ def _read_sets(folder: Path) -> dict[str, list[Problem]]:
 
 
 def _read_set(path: Path) -> list[Problem]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    problems = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            problems.append(Problem(str(row["problem"]), str(row["answer"])))
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f'{path}, line {number}: expected {{"problem": ..., "answer": ...}}, found {line[:80]!r}'
-            ) from None
-    return problems
+    items = read_items(path)
+    if any(item.options for item in items):
+        raise InputError(
+            f"{path}: its problems have options, and a run asks for a box: measure it with rzero eval"
+        )
+    return [Problem(item.question, item.answer) for item in items]
