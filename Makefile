@@ -17,7 +17,7 @@ NATIVE := $(wildcard csrc/*)
 ROOMS  := python/rzero engine kernels
 TREE   := build/typecheck/rzero
 
-.PHONY: run test lint types unit test-gpu-code test-interpreted test-compiled test-models format clean
+.PHONY: run test lint types unit test-gpu-code test-interpreted test-compiled test-models test-harness format clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -51,6 +51,11 @@ test-compiled: $(VENV)/.dev
 # The tests that need the real language models; MODELS is the folder that holds them.
 test-models: $(VENV)/.dev
 	$(BIN)/python -m pytest -m models --models-dir="$(MODELS)"
+
+# The adapter for lm-evaluation-harness; elsewhere its tests are skipped, as the harness is large.
+test-harness: $(VENV)/.dev
+	$(PIP) install -q -c constraints.txt -e '.[eval]'
+	$(BIN)/python -m pytest tests/rzero/test_lm_eval.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -182,12 +182,14 @@ class BuildNative(build_ext):
         nvcc = find_nvcc()
         if nvcc is None:
             raise ExecError("nvcc is neither in CUDA_HOME/bin nor on the PATH")
-        folder = Path(self.build_temp) / "cuda"
+        targets = target_flags(nvcc)
+        # Objects of an nvcc that knew fewer targets are others.
+        folder = Path(self.build_temp) / f"cuda-{len(targets)}"
         folder.mkdir(parents=True, exist_ok=True)
         include = [f"-I{path}" for path in (*self.compiler.include_dirs, pybind11.get_include(), "csrc")]
         newest_header = max(Path(header).stat().st_mtime for header in (*ext.depends, "setup.py"))
 
-        flags = [*CUDA_FLAGS, *target_flags(nvcc)]
+        flags = [*CUDA_FLAGS, *targets]
 
         def compile_one(source):
             target = folder / f"{Path(source).name}.o"

@@ -50,7 +50,6 @@ def main(path: str | None, model: str | None, **options) -> None:  # type: ignor
         micro_batch_tokens=options["micro_batch_tokens"],
         recompute_layers=options["recompute_layers"],
     )
-    is_cuda = engine.device.type == "cuda"
     rng, vocabulary = random.Random(0), min(engine.config.vocab_size, 40000)
     step_s: list[float] = []
     sampling_s: list[float] = []
@@ -59,20 +58,20 @@ def main(path: str | None, model: str | None, **options) -> None:  # type: ignor
         ids = [[rng.randrange(vocabulary) for _ in range(options["prompt_tokens"])] for _ in range(prompts)]
         params = SamplingParams(n=samples, max_tokens=options["new_tokens"], ignore_eos=True, seed=number)
         before = dict(engine.training_seconds)
-        start = _now_s(is_cuda)
+        start = _now_s(engine.device)
         outputs = engine.generate(ids, params, role="policy")
-        sampled = _now_s(is_cuda)
+        sampled = _now_s(engine.device)
         groups = [
             TrainGroup(o.prompt_token_ids, o.samples, [float(sum(s.token_ids) % 7) for s in o.samples])
             for o in outputs
         ]
         metrics = engine.train_step("policy", groups, cfg, reference="base" if options["beta"] else None)
-        end = _now_s(is_cuda)
+        end = _now_s(engine.device)
         step_s.append(round(end - start, 2))
         sampling_s.append(sampled - start)
         after = engine.training_seconds
         of_parts = {part: after.get(part, 0.0) - before.get(part, 0.0) for part in PARTS}
-        parts.append({"training": end - sampled} if is_cuda else of_parts)
+        parts.append({"training": end - sampled} if engine.device.type == "cuda" else of_parts)
         click.echo(f"step {number + 1}: {step_s[-1]} s, largest mismatch {metrics['mismatch_max']}")
     later = slice(1 if len(parts) > 1 else 0, None)
     split = {part: round(_mean([p[part] for p in parts[later]]), 2) for part in parts[0]}
@@ -83,7 +82,7 @@ def main(path: str | None, model: str | None, **options) -> None:  # type: ignor
         "tokens_trained": int(metrics["tokens_trained"]),
         "tokens_computed": int(metrics["tokens_computed"]),
         "mismatch_max": metrics["mismatch_max"],
-        "peak_gib": round(_peak_bytes(is_cuda) / 2**30, 2),
+        "peak_gib": round(_peak_bytes(engine.device) / 2**30, 2),
         "model": name,
         **{key: value for key, value in options.items() if key != "threads"},
         **conditions(options["device"]),
@@ -109,20 +108,20 @@ def _engine(name: str, options):  # type: ignore[no-untyped-def]
     return engine
 
 
-def _now_s(is_cuda: bool) -> float:
-    """Seconds, once the GPU has done what was launched."""
-    if is_cuda:
+def _now_s(device) -> float:  # type: ignore[no-untyped-def]
+    """Seconds, once a GPU has done what was launched."""
+    if device.type == "cuda":
         import torch
 
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def _peak_bytes(is_cuda: bool) -> int:
-    if is_cuda:
+def _peak_bytes(device) -> int:  # type: ignore[no-untyped-def]
+    if device.type == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

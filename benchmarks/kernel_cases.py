@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks/kernels.py times: every op at sizes well past the caches, and how others do the same.
+"""What benchmarks/kernels.py times: the ops at sizes well past the caches, and how others do the same.
+
+Left out are rope_write, which is rope and kv_write in one, and copy_pages and group_advantage, which run
+once a step on little.
 
 The bytes of a case are those that any implementation must move: each input read once, each result written
 once. Values are random; shapes are those of Qwen2.5-0.5B (D 896, F 4864, H 14, G 2, E 64, V 151,936).
@@ -26,7 +29,7 @@ from timing import Case, peak_bytes
 from torch import Tensor
 from torch.nn import functional
 
-from rzero.kernels import Kernels, PolicyLossConfig, Segments
+from rzero.kernels import Kernels, LoraPart, PolicyLossConfig, Segments
 
 D, F, H, G, E, V = 896, 4864, 14, 2, 64, 151_936
 BANDWIDTH = ">= 70 % of the copy"
@@ -53,6 +56,36 @@ class Setup:
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def linear(s: Setup, dtype: torch.dtype) -> Iterator[Case]:
+    """The product of an MLP's first half: with the rows of a batch that decodes, and of one that trains."""
+    K, N = s.size(D, 24), s.size(2 * F, 40)
+    w_NK = s.randn(N, K, dtype=dtype)
+    for rows in (64, 1024):
+        T = s.size(rows, 5)
+        x_TK = s.randn(T, K, dtype=dtype)
+        given = (x_TK, w_NK)
+        functions = {
+            "rzero": partial(s.kernels.linear, *given),
+            "torch": partial(functional.linear, *given),
+        }
+        yield Case("linear", f"{T} x {K} x {N}", name_of(dtype), "GFLOP/s", 2 * T * K * N, functions)
+
+
+def lora(s: Setup, dtype: torch.dtype) -> Iterator[Case]:
+    """One adapter of rank 16 on all rows; y is read and written, x read."""
+    T, K, N, rank, scale = s.size(4096, 5), s.size(D, 24), s.size(2 * F, 40), 16, 1e-4
+    y_TN, x_TK = s.randn(T, N, dtype=dtype), s.randn(T, K, dtype=dtype)
+    a, b = s.randn(rank, K, dtype=dtype), s.randn(N, rank, dtype=dtype)
+
+    def plain() -> Tensor:
+        return y_TN.add_(functional.linear(functional.linear(x_TK, a), b), alpha=scale)
+
+    ours = partial(s.kernels.lora, y_TN, x_TK, [LoraPart(a, b, scale, 0, 0, T)])
+    moved = (2 * y_TN.numel() + x_TK.numel()) * y_TN.element_size()
+    functions = {"rzero": ours, "torch": plain}
+    yield Case("lora", f"T={T} K={K} N={N} rank {rank}", name_of(dtype), "GB/s", moved, functions)
 
 
 def rmsnorm(s: Setup, dtype: torch.dtype) -> Iterator[Case]:
@@ -259,6 +292,8 @@ def bleu(s: Setup, dtype: torch.dtype) -> Iterator[Case]:
 
 
 CASES: tuple[Callable[[Setup, torch.dtype], Iterator[Case]], ...] = (
+    linear,
+    lora,
     rmsnorm,
     rope,
     swiglu,

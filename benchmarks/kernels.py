@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times every op against its ceiling, measured in the same run, and against how others do it.
+"""Times the ops against their ceilings, measured in the same run, and against how others do it.
 
     python benchmarks/kernels.py                      # everything, under 5 minutes on 2 idle cores
     python benchmarks/kernels.py --ops sample,bleu --dtype float32 --threads 1 --rounds 15

@@ -29,7 +29,7 @@ class Case(NamedTuple):
     is_exact: bool = False
     """Bits are moved: nothing may differ."""
     slack: float = 1.25
-    """how many times torch's error it may have in Frobenius norm; twice that at the peak"""
+    """how many times torch's error it may have in Frobenius norm; `gpu_smoke.PEAK` times that at the peak"""
 
 
 def randn(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:

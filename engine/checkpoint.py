@@ -7,13 +7,10 @@ fills a sibling folder and renames it: a full disk or an interrupt leaves the ol
 """
 
 import json
-import math
 import re
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +18,6 @@ from torch import Tensor
 
 from rzero.engine.config import ModelConfig
 from rzero.engine.errors import InputError
-from rzero.engine.lora import MODULES, Adapter, LayerLora, LoraConfig, projection_shape
 from rzero.engine.tensor_file import fill_file, new_folder, reading
 from rzero.engine.weights import ModelWeights, empty_weights, merge_lora
 
@@ -41,34 +37,16 @@ INHERITED = (
     "generation_config.json",
     "LICENSE",
 )
-ADAPTER_CONFIG = "adapter_config.json"
-# Fields of adapter_config.json whose listed values leave the plain product b a; any other value is refused.
-ADAPTER_FIXED: Mapping[str, tuple[object, ...]] = MappingProxyType(
-    {
-        "peft_type": ("LORA",),
-        "bias": ("none", None),
-        "use_dora": (False, None),
-        "lora_bias": (False, None),
-        "fan_in_fan_out": (False, None),
-        "modules_to_save": (None, []),
-        "rank_pattern": ({}, None),
-        "alpha_pattern": ({}, None),
-        "layer_replication": (None, []),
-        "target_parameters": (None, []),
-        "trainable_token_indices": (None, []),
-        "alora_invocation_tokens": (None, []),
-    }
-)
-ADAPTER_NAME = re.compile(
-    r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
-)
+CONFIG_FILES = ("config.json", "generation_config.json")
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*")
 
 
-def resolve_model(name_or_path: str | Path) -> Path:
+def resolve_model(name_or_path: str | Path, *, only_config: bool = False) -> Path:
     """The folder of a model: a local one, or that of a hub name such as `Qwen/Qwen3-0.6B`, downloaded where
     necessary.
 
-    Raises InputError where neither exists.
+    only_config: what `load_config` reads is enough, so that no weights are downloaded for it. Raises
+    InputError where neither exists.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -84,9 +62,9 @@ def resolve_model(name_or_path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*"]
+    patterns = CONFIG_FILES if only_config else MODEL_FILES
     try:
-        return Path(snapshot_download(str(name_or_path), allow_patterns=patterns))
+        return Path(snapshot_download(str(name_or_path), allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -162,7 +140,11 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, device: 
         return {name.removeprefix(strip): part for name, part in hf_tensors(config, weights).items()}
 
     # Names and shapes are compared before memory is taken for what config.json says.
-    shapes = wanted(empty_weights(config, dtype, torch.device("meta")))
+    try:
+        nowhere = empty_weights(config, dtype, torch.device("meta"))
+    except (RuntimeError, OverflowError) as error:
+        raise InputError(f"{folder}: config.json describes tensors that no memory holds: {error}") from error
+    shapes = {name: tuple(part.shape) for name, part in wanted(nowhere).items()}
     _check_names(folder, config, set(files), set(shapes))
     by_file: dict[Path, list[str]] = {}
     for name in shapes:
@@ -170,7 +152,7 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, device: 
     for path, names in by_file.items():
         with reading(path) as file:
             for name in names:
-                _check_part(path, file, name, shapes[name])
+                check_part(path, file, name, shapes[name])
     weights = empty_weights(config, dtype, device)
     targets = wanted(weights)
     for path, names in by_file.items():
@@ -214,12 +196,11 @@ def _check_names(folder: Path, config: ModelConfig, given: set[str], wanted: set
         )
 
 
-def _check_part(path: Path, file: Any, name: str, target: Tensor) -> None:
+def check_part(path: Path, file: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Raises InputError where a tensor of an open safetensors file has another shape or no float type."""
     part = file.get_slice(name)
-    if tuple(part.get_shape()) != tuple(target.shape):
-        raise InputError(
-            f"{path}: tensor {name} has shape {list(part.get_shape())}, expected {list(target.shape)}"
-        )
+    if tuple(part.get_shape()) != shape:
+        raise InputError(f"{path}: tensor {name} has shape {list(part.get_shape())}, expected {list(shape)}")
     if part.get_dtype() not in READABLE_DTYPES:
         raise InputError(
             f"{path}: tensor {name} is stored as {part.get_dtype()} (allowed: {', '.join(READABLE_DTYPES)})"
@@ -285,104 +266,3 @@ def _shards(tensors: Mapping[str, Tensor], limit_bytes: int) -> list[dict[str, T
         shards[-1][name] = tensor
         filled_bytes += tensor.nbytes
     return shards
-
-
-def save_adapter(folder: Path, weights: ModelWeights, base: str) -> None:
-    """Write a role's adapters as a folder that PEFT loads over the model named `base`, in a single step."""
-    lora = weights.lora
-    assert lora is not None, "a role without adapters is saved by save_hf"
-    tensors = {}
-    for index, layer in enumerate(weights.layers):
-        for target, module in MODULES.items():
-            adapter: Adapter | None = getattr(layer.lora, target) if layer.lora else None
-            if adapter is not None:
-                prefix = f"base_model.model.model.layers.{index}.{module}"
-                tensors[f"{prefix}.lora_A.weight"] = adapter.a
-                tensors[f"{prefix}.lora_B.weight"] = adapter.b
-    fields = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": lora.rank,
-        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
-        "target_modules": list(lora.targets),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
-    }
-    with new_folder(folder, sum(tensor.nbytes for tensor in tensors.values())) as new:
-        write_json(new / "adapter_config.json", fields)
-        fill_file(new / "adapter_model.safetensors", tensors)
-
-
-def _check_complete(
-    path: Path, fields: Mapping[str, Any], config: ModelConfig, given: Collection[tuple[int, str, str]]
-) -> None:
-    """Raises InputError for a matrix that the PEFT configuration promises and the file does not hold.
-
-    Which layers a pattern means, or a list with exceptions, only PEFT itself can tell.
-    """
-    targets = fields.get("target_modules")
-    if not isinstance(targets, list) or fields.get("layers_to_transform") or fields.get("exclude_modules"):
-        return
-    for index in range(config.layers):
-        for target in targets:
-            for half in "AB":
-                if target in MODULES and (index, target, half) not in given:
-                    name = f"base_model.model.model.layers.{index}.{MODULES[target]}.lora_{half}.weight"
-                    raise InputError(f"{path}: tensor {name} is missing, which target_modules asks for")
-
-
-def load_adapter(folder: Path, config: ModelConfig, base: ModelWeights) -> ModelWeights:
-    """`base` with the adapters of a PEFT folder, in base's number type and device; the base tensors are
-    shared.
-
-    Dropout in the folder's configuration is for PEFT's own training and has no effect here. Raises InputError
-    for another kind of adapter and for tensors that do not fit the model.
-    """
-    fields = read_json(folder / ADAPTER_CONFIG)
-    for name, allowed in ADAPTER_FIXED.items():
-        if name in fields and fields[name] not in allowed:
-            raise InputError(
-                f"adapter_config.json: {name} {fields[name]!r} is not supported (allowed: {allowed[0]!r})"
-            )
-    rank, alpha = fields.get("r"), fields.get("lora_alpha")
-    if (
-        not isinstance(rank, int)
-        or not isinstance(alpha, int | float)
-        or rank < 1
-        or not 0 < alpha < math.inf
-    ):
-        raise InputError(
-            f"{folder / ADAPTER_CONFIG}: r must be a whole number and lora_alpha a number, both above 0; "
-            f"found {rank!r}, {alpha!r}"
-        )
-    # Rank-stabilised adapters divide by the root of the rank; as a plain adapter that is a larger alpha.
-    alpha = alpha * math.sqrt(rank) if fields.get("use_rslora") else alpha
-    path = folder / "adapter_model.safetensors"
-    halves: dict[tuple[int, str, str], Tensor] = {}
-    with reading(path) as file:
-        for name in file.keys():  # noqa: SIM118 (not a mapping)
-            found = ADAPTER_NAME.fullmatch(name)
-            if not found or found[2] not in MODULES or int(found[1]) >= config.layers:
-                raise InputError(f"{path}: tensor {name} fits no projection of this model")
-            rows, columns = projection_shape(config, found[2])
-            shape = (rank, columns) if found[3] == "A" else (rows, rank)
-            half = torch.empty(shape, dtype=base.embed.dtype, device="meta")
-            _check_part(path, file, name, half)
-            halves[int(found[1]), found[2], found[3]] = file.get_tensor(name).to(base.embed)
-    targets = tuple(target for target in MODULES if any(key[1] == target for key in halves))
-    lora = LoraConfig(rank=rank, alpha=float(alpha), targets=targets)
-
-    def adapter(index: int, target: str) -> Adapter | None:
-        a, b = halves.get((index, target, "A")), halves.get((index, target, "B"))
-        if (a is None) != (b is None):
-            raise InputError(f"{path}: layer {index} has only one of the two matrices of {target}")
-        return Adapter(a, b, lora.scale) if a is not None and b is not None else None
-
-    layers = tuple(
-        replace(layer, lora=LayerLora(**{target: adapter(index, target) for target in targets}))
-        for index, layer in enumerate(base.layers)
-    )
-    _check_complete(path, fields, config, halves.keys())
-    return replace(base, layers=layers, lora=lora)

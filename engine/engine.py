@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rzero.engine import checkpoint
+from rzero.engine import adapter_folder, checkpoint
 from rzero.engine.config import ModelConfig
 from rzero.engine.decode_graphs import recorder
 from rzero.engine.device import current, torch_device
@@ -210,23 +210,24 @@ class Engine:
     def load(self, role: str, folder: str | Path, of: str = "base") -> None:
         """Set a role's tensors, new role or old, from a Hugging Face folder of a model of the same shape.
 
-        A PEFT folder gives the role its adapters over the tensors of the role `of`, which are shared.
+        A PEFT folder gives the role its adapters over the tensors of the role `of`, which are shared. The
+        role's optimizer begins anew: its moments were of other values.
         """
         path = Path(folder)
-        if (path / checkpoint.ADAPTER_CONFIG).is_file():
+        if (path / adapter_folder.ADAPTER_CONFIG).is_file():
             base = self.weights.role(of)
             if base.lora is not None:
                 raise InputError(f"role {of!r} has adapters; {path} needs a role without any below it")
-            adapted = checkpoint.load_adapter(path, self.config, base)
+            adapted = adapter_folder.load_adapter(path, self.config, base)
             self.release_kv()
             self.weights.replace(role, adapted)
-            # Adapters of the same names are others all the same.
             self.reset_optimizer(role)
             return
         if (config := checkpoint.load_config(path)) != self.config:
             raise InputError(f"{path}: config.json describes another model than the engine's: {config}")
         self.release_kv()
         self.weights.replace(role, checkpoint.load_weights(path, self.config, self.dtype, self.device))
+        self.reset_optimizer(role)
 
     def save(self, role: str, folder: str | Path, as_adapter: bool = False) -> None:
         """Write a role as a Hugging Face folder, adapters merged, replacing the folder in one step.
@@ -239,7 +240,7 @@ class Engine:
         elif weights.lora is None:
             raise InputError(f"role {role!r} has no adapters; save it with as_adapter=False")
         else:
-            checkpoint.save_adapter(Path(folder), weights, str(self.folder or self.config.model_type))
+            adapter_folder.save_adapter(Path(folder), weights, str(self.folder or self.config.model_type))
 
     def tensors(self, role: str = "base") -> dict[str, torch.Tensor]:
         """A role's tensors under the names that transformers uses: views of what the engine samples from.

@@ -16,9 +16,11 @@ from rzero.config import load_config
 from rzero.engine.device import torch_device
 from rzero.engine.dtype import choose_dtype
 from rzero.engine.errors import InputError
+from rzero.engine.kv_cache import free_bytes
 from rzero.engine.memory import gib
+from rzero.engine.numerics import described, is_exact, why_not_exact
 from rzero.kernels import resolve
-from rzero.memory_plan import planned_dtype, run_plan
+from rzero.memory_plan import planned_dtype, require_memory, run_plan
 from rzero.settings import Settings
 
 PACKAGES = (
@@ -50,7 +52,10 @@ def examine(
         Section("devices", devices()),
         Section("number type", [dtype_row(dtype, target)]),
         Section(f"kernels on {target}", kernels(target)),
+        Section("numerics", [numerics_row(target)]),
     ]
+    if not (model or config_file or preset is None):
+        raise InputError("--preset needs a run to plan: give --model, or --config with a model in it")
     if model is not None or config_file is not None:
         config = load_config(preset, config_file, options={} if model is None else {"model": model})
         sections.append(Section(f"memory of a run on {config.model}", memory(config, dtype, target)))
@@ -106,9 +111,25 @@ def kernels(device: torch.device) -> list[tuple[str, str]]:
     return rows
 
 
+def numerics_row(device: torch.device) -> tuple[str, str]:
+    """Whether the log-probs of sampling would be those of training, to the bit, and why not."""
+    reason = why_not_exact(resolve(device), device)
+    exact = is_exact("auto", reason)
+    name, _, why = described(exact, reason, device).partition(": ")
+    return name, why
+
+
 def memory(config: Settings, dtype: str, device: torch.device) -> list[tuple[str, str]]:
-    """What a run on `config.model` needs at its largest, part by part."""
-    return run_plan(config, planned_dtype(config, dtype, device)).rows()
+    """What a run on `config.model` needs at its largest, part by part, and whether it would begin now."""
+    chosen = planned_dtype(config, dtype, device)
+    how = {"dtype": str(chosen).removeprefix("torch."), "device": str(device), "check_memory": True}
+    here = config.model_copy(update={"engine": config.engine.model_copy(update=how)})
+    rows = [*run_plan(config, chosen).rows(), ("free now", gib(free_bytes(device)))]
+    try:
+        require_memory(here)
+    except InputError as error:
+        return [*rows, ("a run is refused", str(error))]
+    return [*rows, ("a run begins", "the page pool takes no more than is left")]
 
 
 def memory_bytes(text: str) -> int:

@@ -3,7 +3,7 @@
 
 greedy and majority@k are shares of problems: Wilson's interval. mean@k averages k answers of each problem,
 which depend on each other, so problems are what is drawn again: the percentile bootstrap with 2,000
-repetitions. No answer is a wrong answer.
+repetitions (`intervals.bootstrap`). No answer is a wrong answer.
 """
 
 from collections.abc import Mapping, Sequence

@@ -42,7 +42,7 @@ class Protocol:
     """How answers are drawn. A comparison must share it, but for the seed and k."""
 
     samples: int | None = None
-    """k of mean@k; None: 32 on the sets of 40 problems and fewer, none on the others; 0: greedy only"""
+    """k of mean@k; None: each set's own (`ProblemSet.samples`); 0: greedy only"""
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 4096

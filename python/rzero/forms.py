@@ -153,7 +153,7 @@ def _letters(item: Item) -> str:
 
 
 def _folded(text: str) -> str:
-    text = plain_characters(text).casefold().replace("**", "")
+    text = plain_characters(text, is_words=True).casefold().replace("**", "")
     return " ".join(text.split()).replace(", ", ",").rstrip(".").strip()
 
 

@@ -57,13 +57,14 @@ def planned_dtype(config: Settings, dtype: str, device: torch.device | None) -> 
 
 
 def run_plan(config: Settings, dtype: torch.dtype, devices: int = 1, *, trains: bool = True) -> MemoryPlan:
-    """The memory plan of a run on `config.model`, a folder of which only config.json is read.
+    """The memory plan of a run on `config.model`, of which only config.json is read, or downloaded.
 
     devices: where more than one, what FSDP2 would shard (each role's own weights, optimizer and gradients) is
     counted by the part that one device holds; one full set of weights stays on each for sampling. trains:
     False for the base alone, which is sampled from.
     """
-    model = checkpoint.load_config(checkpoint.resolve_model(model_path(config.model)))
+    folder = checkpoint.resolve_model(model_path(config.model), only_config=True)
+    model = checkpoint.load_config(folder)
     held: Literal["lora", "full"] = "lora" if config.roles == "lora" else "full"
     names = ("solver",) if config.roles == "single" else ("challenger", "solver")
     roles = [RolePlan(name, held) for name in names]

@@ -47,7 +47,7 @@ class EngineSettings(Section):
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: moments of a byte each, by bitsandbytes"""
     numerics: Literal["auto", "exact", "fast"] = "auto"
-    """exact: sampler's and trainer's log-probs are equal, or the run stops; auto: exact on a CPU"""
+    """exact: log-probs of sampler and trainer are equal, or a run stops; auto: so with native kernels"""
     cuda_graphs: bool = False
     """record the steps that decode as CUDA graphs and replay them; no GPU has shown it yet"""
     check_memory: bool = True

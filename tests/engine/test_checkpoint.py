@@ -148,6 +148,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: rewrite(f / "config.json", vocab_size=10**13),
         "expected [10000000000000, 42]",
     ),
+    "a size that no number of bytes holds": (
+        lambda f: rewrite(f / "config.json", intermediate_size=10**18),
+        "config.json describes tensors that no memory holds",
+    ),
     "layers that no memory holds": (
         lambda f: rewrite(f / "config.json", num_hidden_layers=10**9, layer_types=None),
         "num_hidden_layers 1000000000",

@@ -13,7 +13,8 @@ from hf_models import CPU, IDS, packed_logits, random_hf, save
 from torch import Tensor
 
 from rzero.engine import Engine, Model, SamplingParams, TrainConfig, TrainGroup
-from rzero.engine.checkpoint import load_adapter, load_config, load_weights, save_adapter, save_hf
+from rzero.engine.adapter_folder import load_adapter, save_adapter
+from rzero.engine.checkpoint import load_config, load_weights, save_hf
 from rzero.engine.errors import InputError
 from rzero.engine.lora import MODULES, LoraConfig
 from rzero.engine.tensor_file import read_tensors, write_tensors
@@ -183,6 +184,26 @@ def test_adapters_that_are_promised_and_missing_are_named(folder: Path, tmp_path
         load_adapter(tmp_path / "adapter", weights.config, weights.role("base"))
 
 
+@pytest.mark.parametrize("layer", [0, [0]])
+def test_adapters_of_some_layers_are_loaded_and_saved(layer: object, folder: Path, tmp_path: Path) -> None:
+    weights = with_random_adapters(folder, ("q_proj", "down_proj"))
+    save_adapter(tmp_path / "all", weights.role("solver"), base=str(folder))
+    path = tmp_path / "all/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layers_to_transform": layer}))
+    file = tmp_path / "all/adapter_model.safetensors"
+    write_tensors(file, {name: x for name, x in read_tensors(file).items() if ".layers.0." in name})
+    some = load_adapter(tmp_path / "all", weights.config, weights.role("base"))
+    save_adapter(tmp_path / "some", some, base=str(folder))
+    # Another process may write over a file that was loaded.
+    file.write_bytes(b"\0" * file.stat().st_size)
+    again = load_adapter(tmp_path / "some", weights.config, weights.role("base"))
+    assert torch.equal(logits(weights, again), logits(weights, some))
+    hf = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    theirs = peft.PeftModel.from_pretrained(hf, tmp_path / "some")
+    with torch.no_grad():
+        assert close(logits(weights, some), theirs(IDS[None]).logits[0])
+
+
 def new_engine(folder: Path) -> Engine:
     weights = load(folder)
     return Engine(Model(weights.config, weights.role("base"), folder=folder), num_pages=64)
@@ -220,7 +241,11 @@ def test_adapters_put_onto_a_trained_role_begin_their_optimizer_anew(folder: Pat
         groups = [TrainGroup(output.prompt_token_ids, output.samples, rewards=[0.0, 1.0])]
         engine.train_step("solver", groups, TrainConfig(kl_coef=0.0))
         assert engine.training_state("solver")["step"] == 1
+        engine.save("solver", tmp_path / "full")
         engine.load("solver", tmp_path / "adapter")
+        assert engine.training_state("solver") == {"step": 0}
+        engine.train_step("solver", groups, TrainConfig(kl_coef=0.0))
+        engine.load("solver", tmp_path / "full")
         assert engine.training_state("solver") == {"step": 0}
 
 

@@ -76,6 +76,7 @@ def test_reasons_of_the_implementations_passed_over_are_kept() -> None:
         choose(op, CPU, "a")
 
 
+@needs_native
 def test_bleu_is_native_beside_any_device() -> None:
     """Its lists lie on the host; on a GPU the reference would take minutes a step."""
     assert choose(BLEU, torch.device("meta"), "auto")[1].backend == "native"

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from rzero.cli import app
 from rzero.cli.evaluate import table
-from rzero.cli.run import default_output, resolve, sigterm_as_interrupt
+from rzero.cli.run import Terminated, default_output, resolve, sigterm_as_interrupt
 from rzero.engine.errors import InputError
 from tests.rzero.make_run_folder import make
 
@@ -155,6 +155,24 @@ def test_generate_answers_each_prompt_with_its_log_probs() -> None:
     assert [json.loads(line) for line in alone.output.splitlines()] == rows[2:]
 
 
+def test_generate_reads_prompts_from_stdin_and_prints_plain_text() -> None:
+    options = ["--max-tokens", "4", "--temperature", "0", "--threads", "1"]
+    result = CliRunner().invoke(app, ["generate", "tiny", *options], input="1+1=\n2+2=\n")
+    given = CliRunner().invoke(app, ["generate", "tiny", "1+1=", "2+2=", *options])
+    assert result.exit_code == 0 and result.output == given.output and result.output.strip()
+
+
+def test_doctor_and_report_end_well(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 0 and "linear" in result.output and "numerics" in result.output
+    folder = make(tmp_path / "run", iterations=1)
+    result = CliRunner().invoke(app, ["report", str(folder)])
+    assert result.exit_code == 0 and (folder / "report.html").stat().st_size > 10_000
+    for options, part in ((["--devices", "8"], "--device-memory"), (["--preset", "paper"], "--model")):
+        refused = CliRunner().invoke(app, ["doctor", *options])
+        assert isinstance(refused.exception, InputError) and part in str(refused.exception)
+
+
 def test_an_interrupt_before_the_run_began_gives_nothing_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,13 +180,18 @@ def test_an_interrupt_before_the_run_began_gives_nothing_to_resume(
         if folder.name == "begun":
             folder.mkdir()
             (folder / "config.yaml").touch()
-        raise KeyboardInterrupt
+        raise Terminated if folder.name == "ended" else KeyboardInterrupt
 
     # rzero.cli.run is the command; its module is behind it.
     monkeypatch.setattr(sys.modules[default_output.__module__], "start", interrupted)
-    for name, part in (("early", "nothing was begun"), ("begun", "rzero run --resume")):
+    ends = (
+        ("early", "nothing was begun", 130),
+        ("begun", "rzero run --resume", 130),
+        ("ended", "nothing", 143),
+    )
+    for name, part, status in ends:
         result = CliRunner().invoke(app, ["run", "--output", str(tmp_path / name)])
-        assert result.exit_code == 130 and part in result.output
+        assert result.exit_code == status and part in result.output
 
 
 def test_run_ends_with_a_table_and_a_report(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from rzero.config import load_config
-from rzero.doctor import Section, dtype_row, examine, kernels, memory, torch_device
+from rzero.doctor import Section, dtype_row, examine, kernels, memory, numerics_row, torch_device
 from rzero.engine.errors import InputError
 from rzero.kernels import OPS
+from rzero.kernels.native import lib
 
 CPU = torch.device("cpu")
 
@@ -43,6 +44,19 @@ def test_memory_plan_follows_the_settings() -> None:
     assert "weights: solver" in full
     assert "adapters: solver" in lora
     assert "weights: solver" not in lora
+
+
+def test_a_plan_says_whether_a_run_would_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = dict(memory(load_config("tiny"), "fp32", CPU))
+    assert "a run begins" in rows and rows["free now"].endswith("GiB")
+    for module in ("doctor", "memory_plan"):
+        monkeypatch.setattr(f"rzero.{module}.free_bytes", lambda device: 2**20)
+    rows = dict(memory(load_config("tiny"), "fp32", CPU))
+    assert "a run begins" not in rows and "micro_batch_tokens" in rows["a run is refused"]
+
+
+def test_numerics_are_given_with_their_reason() -> None:
+    assert numerics_row(CPU)[0] == ("exact" if lib is not None else "fast")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])

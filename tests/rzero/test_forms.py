@@ -38,6 +38,13 @@ def test_a_letter_is_read_and_never_guessed(text: str, letter: str | None) -> No
     assert Choice().extract(text, ITEM) == letter
 
 
+def test_a_subscript_is_a_plain_character_in_words_and_a_power_is_none() -> None:
+    item = Item("Which?", "A", ("H\u2082O", "10\u00b2", "102", *"DEFGHIJ"))
+    assert Choice().extract(r"\boxed{H2O}", item) == "A"
+    assert Choice().extract(r"\boxed{102}", item) == "C"
+    assert Words().same_many([("CO\u2082", "CO2"), ("10\u00b2", "102")]) == [True, False]
+
+
 def test_a_and_i_are_words_too() -> None:
     item = Item("Why?", "C", ("A rise in supply", "None", "A decrease in supply", *"DEFGHIJ"))
     assert Choice().extract(r"\boxed{A decrease in supply}", item) == "C"

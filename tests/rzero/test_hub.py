@@ -70,6 +70,16 @@ def test_a_model_and_a_set_come_from_the_hub_and_then_from_its_cache(tmp_path: P
         )
 
 
+def test_a_plan_downloads_no_weights(tmp_path: Path) -> None:
+    asked: list[str] = []
+    with hub({"models/people/small": files_of_a_model(tmp_path / "small")}, asked) as address:
+        done = rzero(address, tmp_path, "doctor", "--model", "people/small", "--device-memory", "80GB")
+    assert done.returncode == 0, done.stderr
+    fetched = [path for path in asked if "/resolve/" in path]
+    assert any("config.json" in path for path in fetched)
+    assert not any("safetensors" in path or "tokenizer" in path for path in fetched)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

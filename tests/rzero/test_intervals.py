@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals and paired tests, against textbook numbers and scipy where it is installed."""
+"""Intervals and paired tests, against textbook numbers and the normal distribution."""
+
+from statistics import NormalDist, mean, stdev
 
 import pytest
 
@@ -16,6 +18,27 @@ def test_bootstrap_is_the_same_every_time_and_holds_the_mean() -> None:
     low, high = bootstrap(values, 1)
     assert [low, high] == bootstrap(values, 1)
     assert low < sum(values) / len(values) < high
+
+
+def test_bootstrap_has_the_width_of_the_normal_interval() -> None:
+    values = [((37 * i) % 101) / 100 for i in range(200)]
+    half = 1.96 * stdev(values) / 200**0.5
+    low, high = bootstrap(values, 1)
+    assert low == pytest.approx(mean(values) - half, abs=0.1 * half)
+    assert high == pytest.approx(mean(values) + half, abs=0.1 * half)
+
+
+@pytest.mark.parametrize("shift", [0.03, 0.05, -0.05])
+def test_paired_bootstrap_has_the_p_and_the_interval_of_the_normal_test(shift: float) -> None:
+    first = [((37 * i) % 101) / 100 for i in range(200)]
+    second = [((53 * i + 11) % 101) / 100 - shift for i in range(200)]
+    apart = [x - y for x, y in zip(first, second, strict=True)]
+    error = stdev(apart) / 200**0.5
+    found = paired(first, second, 1)
+    assert found.difference == pytest.approx(mean(apart))
+    assert found.p == pytest.approx(2 * NormalDist().cdf(-abs(mean(apart)) / error), rel=0.15)
+    low, high = found.interval
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1) and low < mean(apart) < high
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 """The loop on the embedded model: what it writes, that it learns from nothing held out, how it ends early."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,42 @@ def test_questions_say_why_they_were_dropped(finished: tuple[Path, Keep]) -> Non
         )
 
 
+def boxed(text: str) -> int | None:
+    found = re.findall(r"\\boxed\{(-?\d+)\}", text)
+    return int(found[-1]) if found else None
+
+
+def test_accuracies_are_those_of_plain_arithmetic(finished: tuple[Path, Keep]) -> None:
+    """Every verdict and mean again, from the raw texts and Python's own arithmetic."""
+    folder = finished[0]
+    answers = rows(folder, "evaluation_answers")
+    assert any(row["greedy"]["correct"] for row in answers)
+    assert not all(given["correct"] for row in answers for given in row["samples"])
+    for row in answers:
+        for given in (row["greedy"], *row["samples"]):
+            assert given["correct"] == (boxed(given["text"]) == eval(row["question"])), row
+    for measured in rows(folder, "evaluations"):
+        part = [row for row in answers if all(row[key] == measured[key] for key in ("iteration", "set"))]
+        assert len(part) == measured["problems"]
+        right = [row["greedy"]["correct"] for row in part]
+        assert measured["greedy"] == pytest.approx(sum(right) / len(part))
+        shares = [sum(given["correct"] for given in row["samples"]) / measured["k"] for row in part]
+        assert measured["mean_at_k"] == pytest.approx(sum(shares) / len(part))
+        votes = [[boxed(given["text"]) for given in row["samples"]] for row in part]
+        winners = [max(vote, key=lambda one: (one is not None, vote.count(one))) for vote in votes]
+        won = [winner == eval(row["question"]) for winner, row in zip(winners, part, strict=True)]
+        assert measured["majority_at_k"] == pytest.approx(sum(won) / len(part))
+
+
+def test_label_accuracy_is_that_of_plain_arithmetic(finished: tuple[Path, Keep]) -> None:
+    questions = rows(finished[0], "questions")
+    for pool in (row for row in rows(finished[0], "metrics") if row["phase"] == "pool"):
+        kept = [row for row in questions if row["iteration"] == pool["iteration"] and row["kept"]]
+        right = [int(row["label"]) == eval(row["question"]) for row in kept]
+        assert 0 < sum(right) < len(right)
+        assert pool["pool/label_accuracy"] == pytest.approx(sum(right) / len(right))
+
+
 def test_checkpoints_load_and_differ_from_the_base(finished: tuple[Path, Keep]) -> None:
     folder = finished[0]
     with loop.engine_of(small()) as base:
@@ -127,12 +164,16 @@ def held_out_task(data: str | None) -> Arithmetic:
 def test_no_held_out_question_reaches_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The task calls half of what the Challenger writes held out; all that is trained on is looked at."""
     prompts: list[str] = []
+    paid: list[tuple[str, str, float]] = []
     train = rollout.train
 
     def watched(
         run: rollout.Run, role: str, scored: Sequence[rollout.Scored], *rest: Any
     ) -> dict[str, float]:
-        prompts.extend(run.tokenizer.decode(part.drawn.prompt_ids, False) for part in scored)
+        for part in scored:
+            prompts.append(run.tokenizer.decode(part.drawn.prompt_ids, False))
+            texts = [sample.text for sample in part.drawn.samples]
+            paid.extend((prompts[-1], *pair) for pair in zip(texts, part.rewards, strict=True))
         return train(run, role, scored, *rest)
 
     monkeypatch.setattr(solver, "train", watched)
@@ -141,6 +182,13 @@ def test_no_held_out_question_reaches_training(tmp_path: Path, monkeypatch: pyte
     asked = [row["question"] for row in rows(tmp_path / "run", "questions")]
     trained = {prompt.rpartition("<S>")[2].rstrip("=") for prompt in prompts}
     assert trained and trained <= set(asked)
+    # The Solver is paid for the label, right or wrong.
+    labels = {
+        row["question"]: int(row["label"]) for row in rows(tmp_path / "run", "questions") if row["kept"]
+    }
+    assert {reward > 0.5 for _, _, reward in paid} == {True, False}
+    for prompt, text, reward in paid:
+        assert (reward > 0.5) == (boxed(text) == labels[prompt.rpartition("<S>")[2].rstrip("=")])
     assert not any(task.is_held_out(question) for question in asked)
     [pool] = [row for row in rows(tmp_path / "run", "metrics") if row["phase"] == "pool"]
     assert pool["pool/held_out"] > 0

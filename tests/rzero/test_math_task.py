@@ -137,6 +137,8 @@ def test_prompts_with_and_without_a_template(math: Math) -> None:
         ("10\u00b2", "100", True),
         ("10\u00b2", "102", False),
         ("x\u00b2\u207a\u00b9", "x^3", True),
+        ("2\u02e3", "2x", False),
+        ("a\u2099", "an", False),
         ("3\u00bd", "7/2", True),
         ("\u00bd", "0.5", True),
         ("101\u2082", "1012", False),

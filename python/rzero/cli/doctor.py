@@ -44,6 +44,8 @@ def doctor(
     if device_memory is not None:
         plan_elsewhere(model, preset, config_file, dtype, device_memory, devices)
         return
+    if devices != 1:
+        raise InputError(f"--devices {devices} needs --device-memory: a run here takes one device")
     sections = examine(model=model, preset=preset, device=device, dtype=dtype, config_file=config_file)
     for section in sections:
         echo(section.title, section.rows)

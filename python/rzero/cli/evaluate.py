@@ -38,7 +38,7 @@ LINE_EVERY_S = 60.0
 )  # fmt: skip
 @click.option(
     "--samples", type=click.IntRange(0),
-    help="k of mean@k; 0: greedy only. [32 on AMC23, AIME24 and AIME25, 8 on a task's sets, else 0]",
+    help="k of mean@k; 0: greedy only. [32 on AMC23, AIME24, AIME25; 8 on tasks but math; else 0]",
 )  # fmt: skip
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the sampled answers.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Of the sampled answers.")

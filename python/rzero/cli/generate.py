@@ -46,6 +46,7 @@ def generate(model: str, prompts: tuple[str, ...], chat: bool, as_json: bool, **
     engine = Engine(model_path(model), **engine_options)
     assert engine.tokenizer is not None  # a folder without one is refused
     asked = [engine.tokenizer.chat([{"role": "user", "content": line}]) if chat else line for line in lines]
+    is_shown = sys.stdout.isatty()
     for line, output in zip(lines, engine.generate(asked, params), strict=True):
         for sample in output.samples:
             if as_json:
@@ -56,7 +57,6 @@ def generate(model: str, prompts: tuple[str, ...], chat: bool, as_json: bool, **
                     "logprobs": sample.logprobs,
                     "finish_reason": sample.finish_reason,
                 }
-                click.echo(json.dumps(row, ensure_ascii=False))
+                click.echo(json.dumps(row, ensure_ascii=is_shown))
             else:
-                is_shown = sys.stdout.isatty()
                 click.echo(printable(sample.text, keep="\n\t") if is_shown else sample.text)

@@ -42,7 +42,7 @@ class Problem(NamedTuple):
 
 
 class Task(ABC):
-    """What questions are about. Subclass it and `register` it to add a task of your own."""
+    """What questions are about. Subclass it and name the class: `--task FILE.py:CLASS` (docs/tasks.md)."""
 
     name: str
 

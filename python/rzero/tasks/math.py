@@ -9,6 +9,7 @@ text stands after "system:" and "user:", with a cue for the assistant that the a
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from rzero.engine.errors import InputError
@@ -45,11 +46,6 @@ OVERLAP_WORDS = 13
 
 _WORD = re.compile(r"\w+")
 _SIDE = re.compile(r"\\(?:left|right)(?![A-Za-z])")
-# Superscripts, subscripts and fractions of one character.
-_SMALL = re.compile(
-    "(?P<above>[\u00b2\u00b3\u00b9\u2070\u2071\u2074-\u207f]+)|(?P<below>[\u2080-\u208e]+)"
-    "|(?P<fraction>[\u00bc-\u00be\u2150-\u215e])"
-)
 
 
 class Math(Task):
@@ -141,17 +137,33 @@ def normalised(answer: str) -> str:
     return " ".join(text.split())
 
 
-def plain_characters(text: str) -> str:
-    """Unicode's form NFKC without its changes of value: 10² is 10^{2}, not 102, and 3½ is not 31/2."""
-    return unicodedata.normalize("NFKC", _SMALL.sub(_in_latex, text)).replace("\u2212", "-")
+def plain_characters(text: str, is_words: bool = False) -> str:
+    """Unicode's form NFKC without its changes of value: 10² is 10^{2}, not 102, and 3½ is not 31/2.
+
+    is_words: subscripts are plain characters, as in names: H₂O is H2O.
+    """
+    if text.isascii():
+        return text
+    parts = []
+    for kind, run in groupby(text, _compatibility):
+        part = "".join(run)
+        plain = unicodedata.normalize("NFKC", part)
+        match kind:
+            case "<super>":
+                part = f"^{{{plain}}}"
+            case "<sub>" if not is_words:
+                part = f"_{{{plain}}}"
+            case "<fraction>":
+                fractions = (unicodedata.normalize("NFKC", char).split("\u2044") for char in part)
+                part = "".join(f"\\frac{{{above}}}{{{below}}}" for above, below in fractions)
+        parts.append(part)
+    return unicodedata.normalize("NFKC", "".join(parts)).replace("\u2212", "-")
 
 
-def _in_latex(small: re.Match[str]) -> str:
-    plain = unicodedata.normalize("NFKC", small[0])
-    if small["fraction"]:
-        above, _, below = plain.partition("\u2044")
-        return f"\\frac{{{above}}}{{{below}}}"
-    return f"{'^' if small['above'] else '_'}{{{plain}}}"
+def _compatibility(char: str) -> str:
+    """What a character is a form of another for ("<super>"), or nothing."""
+    kind = unicodedata.decomposition(char).partition(" ")[0]
+    return kind if kind in ("<super>", "<sub>", "<fraction>") else ""
 
 
 def _decided(a: str, b: str) -> bool | None:
