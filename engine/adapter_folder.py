@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A role's adapters as a PEFT folder (https://github.com/huggingface/peft): written so that PEFT loads it, read
-where it holds nothing but plain low-rank adapters.
+"""A role's adapters as a PEFT folder (https://github.com/huggingface/peft): written so that PEFT loads it,
+read where it holds nothing but plain low-rank adapters.
 """
 
 import math
