@@ -239,7 +239,7 @@ def drawn(backend: str, function: Function, name: str, args: tuple[Tensor, ...])
         max(float((x - y).abs().max()) for x, y in zip(out[1:], truth[1:], strict=True))
         for out in (got, wanted)
     )
-    if not error <= 2.5 * torchs + 2e-6:
+    if not error <= PEAK * torchs + 2e-6:
         faults.append(f"log-probs err by {error:.2e}, torch's by {torchs:.2e}")
     return Result(
         "sample", backend, str(args[0].dtype).removeprefix("torch."), name, error, torchs, tuple(faults)

@@ -117,14 +117,14 @@ def _one_run(
 ) -> None:
     """One run; `main` is the one that it is the control of, with the same examples and the same base."""
     with closing(create(settings.task, settings.data)) as task:
+        held_out = held_out_hashes(task)
         if (path / "config.yaml").exists():
             folder = RunFolder.open(path, settings)
         else:
-            began = facts(engine, settings) | {"held_out_sha256": held_out_hashes(task)}
-            folder = RunFolder.create(path, settings, began)
+            folder = RunFolder.create(path, settings, facts(engine, settings) | {"held_out_sha256": held_out})
         with closing(folder):
             folder.check_model(engine.weights.hash("base"))
-            folder.check_held_out(held_out_hashes(task))
+            folder.check_held_out(held_out)
             roles = adopt_roles(engine, settings)
             anchors = of_run(folder.path, settings.anchors, task, main)
             work = Work(Run(engine, task, settings, folder, observer, *roles, anchors), main)
